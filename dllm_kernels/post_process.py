@@ -1,0 +1,405 @@
+"""The public operation: its contract, the checks at its door, and the choice of a backend.
+
+One decoding step of a diffusion language model's block: softmax, argmax, threshold, token update and fallback.
+Every check happens here, before anything is launched or written; the backends trust their arguments.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from functools import cache, partial
+from numbers import Real
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from dllm_kernels import cpu, reference
+
+BACKENDS = ("auto", "triton", "cpu", "reference")
+MAX_EXCLUDE_IDS = 4
+
+_OUTPUT_NAMES = ("confidence", "tokens", "accepted", "remaining")
+_LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_IDS_BOUNDS = {torch.int64: (-(2**63), 2**63 - 1), torch.int32: (-(2**31), 2**31 - 1)}
+
+
+# confidence, tokens, accepted, remaining
+Outputs = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def dllm_post_process_fused(
+    logits: Tensor,
+    input_ids: Tensor,
+    mask_id: int,
+    threshold: float | Tensor,
+    *,
+    prompt_mask: Tensor | None = None,
+    exclude_ids: Sequence[int] = (),
+    confidence: Tensor | None = None,
+    tokens: Tensor | None = None,
+    accepted: Tensor | None = None,
+    remaining: Tensor | None = None,
+    workspace: Tensor | None = None,
+    backend: str = "auto",
+) -> None:
+    """Commit the confident tokens of one or several blocks, in place in `input_ids`.
+
+    A position that holds `mask_id` outside the prompt is *masked*. Its candidate is the argmax of its logits (the
+    lowest id on ties) and its confidence the candidate's softmax probability, in float32. Every masked position with
+    `confidence > threshold` takes its candidate; if a block has masked positions and none passes, the one with the
+    highest confidence (the lowest position on ties) takes its candidate. No other position changes.
+
+    Odd rows: a row that holds NaN or +inf, or only -inf, has confidence NaN, which never passes and comes last in the
+    fallback; its candidate is its first argmax with NaN counting as largest, as in PyTorch.
+
+    Args:
+        logits: (L, V) for one block or (B, L, V) for B independent blocks; float16, bfloat16 or float32; the
+            vocabulary contiguous, other strides arbitrary. Never written.
+        input_ids: (L,) or (B, L), int64 or int32, any strides that do not overlap. Updated in place.
+        mask_id: any value of the ids' dtype; it may lie outside the vocabulary.
+        threshold: a number, or a float32 tensor (B,) ((1,) for one block) on the same device, read on the device; NaN
+            in the tensor accepts nothing and leaves the fallback.
+        prompt_mask: bool, shape of `input_ids`: True is never touched, not even where it holds `mask_id`.
+        exclude_ids: at most 4 token ids that are never chosen; their probability still counts. Ids outside the
+            vocabulary are ignored.
+        confidence: output, float32, shape of `input_ids`, contiguous: the confidence; -inf where not masked.
+        tokens: output, dtype and shape of `input_ids`, contiguous: the candidate; the present id where not masked.
+        accepted: output, bool, shape of `input_ids`, contiguous: whether this call committed the position (the
+            fallback included).
+        remaining: output, int32 (B,) ((1,) for one block), contiguous: masked positions left after the call.
+        workspace: int32, contiguous, at least `workspace_size(logits)` elements, zero before its first use, for the
+            `triton` backend; not to be shared by calls that can run at the same time. Default: one per device and
+            stream, and one of its own for every call captured into a CUDA graph.
+        backend: "triton" (CUDA tensors, or any under Triton's interpreter), "cpu", "reference", or "auto": "triton" on
+            CUDA, "cpu" on the CPU.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described; nothing was launched or written.
+        RuntimeError: the backend cannot run here, with the reason.
+    """
+    if torch.compiler.is_compiling():
+        per_block = isinstance(threshold, Tensor)
+        torch.ops.dllm_kernels.post_process(
+            logits,
+            input_ids,
+            mask_id,
+            0.0 if per_block else threshold,
+            threshold if per_block else None,
+            prompt_mask,
+            list(exclude_ids),
+            confidence,
+            tokens,
+            accepted,
+            remaining,
+            workspace,
+            backend,
+        )
+        return
+
+    outputs = (confidence, tokens, accepted, remaining)
+    _check_tensors(logits, input_ids, prompt_mask)
+    mask_id = _check_mask_id(mask_id, input_ids)
+    threshold = _check_threshold(threshold, logits)
+    if exclude_ids:
+        exclude_ids = _check_exclude_ids(exclude_ids, logits.shape[-1])
+    if outputs != (None, None, None, None):
+        _check_outputs(outputs, logits, input_ids)
+    backend = _choose_backend(backend, logits.device)
+    if workspace is not None:
+        _check_workspace(workspace, logits, backend)
+
+    if input_ids.numel() == 0:
+        if remaining is not None:
+            remaining.zero_()
+    elif backend == "triton":
+        _gpu().post_process(logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, workspace)
+    else:
+        _post_process_eager(logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, backend)
+
+
+# The specification under the same contract: for tests, and as the denominator of every speedup.
+dllm_post_process_reference = partial(dllm_post_process_fused, backend="reference")
+
+
+def workspace_size(logits: Tensor) -> int:
+    """Elements of an int32 workspace that serves `dllm_post_process_fused` for logits of this shape and dtype.
+
+    It also serves every smaller batch or block of the same vocabulary and dtype, and any mixture of them.
+    """
+    return _gpu().workspace_size(logits)
+
+
+def warmup(
+    vocab: int,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    block_length: int = 32,
+    ids_dtype: torch.dtype = torch.int64,
+    threshold_per_block: bool = False,
+    prompt_mask: bool = False,
+    exclude_ids: int = 0,
+    outputs: Sequence[str] = (),
+    device: torch.device | str | int | None = None,
+) -> None:
+    """Compile what calls of this kind need, so that nothing is compiled while serving.
+
+    One call serves every batch size, mask id, threshold, and stride that keeps the rows' alignment; the arguments say
+    which options of `dllm_post_process_fused` will be present (`exclude_ids`: how many; `outputs`: the names of those
+    that will be given). Returns when the kernel is loaded on `device` (default: the current CUDA device).
+    """
+    unknown = sorted(set(outputs) - set(_OUTPUT_NAMES))
+    if unknown:
+        raise ValueError(f"outputs: expected names among {', '.join(_OUTPUT_NAMES)}; got {', '.join(unknown)}")
+    device = torch.device("cuda" if device is None else device)
+    logits = torch.zeros(1, block_length, vocab, dtype=dtype, device=device)
+    ids = torch.zeros(1, block_length, dtype=ids_dtype, device=device)
+    buffers = {
+        "confidence": torch.empty_like(ids, dtype=torch.float32),
+        "tokens": torch.empty_like(ids),
+        "accepted": torch.empty_like(ids, dtype=torch.bool),
+        "remaining": torch.empty(1, dtype=torch.int32, device=device),
+    }
+    dllm_post_process_fused(
+        logits,
+        ids,
+        mask_id=1,
+        threshold=torch.zeros(1, device=device) if threshold_per_block else 0.0,
+        prompt_mask=torch.zeros_like(ids, dtype=torch.bool) if prompt_mask else None,
+        exclude_ids=range(exclude_ids),
+        backend="triton",
+        **{name: buffers[name] for name in outputs},
+    )
+    torch.cuda.synchronize(device)
+
+
+def _post_process_eager(
+    logits: Tensor,
+    input_ids: Tensor,
+    mask_id: int,
+    threshold: float | Tensor,
+    prompt_mask: Tensor | None,
+    exclude_ids: Sequence[int],
+    outputs: Outputs,
+    backend: str,
+) -> None:
+    """The `reference` and `cpu` backends: they differ in how a row's statistics are found."""
+    if logits.dim() == 2:
+        logits, input_ids = logits.unsqueeze(0), input_ids.unsqueeze(0)
+        prompt_mask = None if prompt_mask is None else prompt_mask.unsqueeze(0)
+        per_position, remaining = outputs[:3], outputs[3]
+        outputs = (*(None if out is None else out.unsqueeze(0) for out in per_position), remaining)
+    with torch.no_grad():
+        masked = input_ids == mask_id
+        if prompt_mask is not None:
+            masked &= ~prompt_mask
+        if backend == "cpu" and cpu.is_faster(logits, masked, exclude_ids):
+            statistics = cpu.row_statistics(logits, masked, exclude_ids)
+        else:
+            statistics = reference.row_statistics(logits, exclude_ids)
+        reference.commit(statistics, masked, input_ids, mask_id, threshold, *outputs)
+
+
+@cache
+def _gpu() -> ModuleType:
+    """`dllm_kernels.gpu`, imported on first use, because it loads Triton."""
+    try:
+        from dllm_kernels import gpu
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "triton":
+            raise
+        raise RuntimeError(
+            "backend: 'triton' needs Triton, which is not installed; install triton, or pass backend='reference'"
+        ) from error
+    return gpu
+
+
+def _choose_backend(backend: str, device: torch.device) -> str:
+    if backend == "auto":
+        return {"cuda": "triton", "cpu": "cpu"}.get(device.type, "reference")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {backend!r}")
+    if backend == "cpu" and device.type != "cpu":
+        raise ValueError(f"backend: 'cpu' takes tensors on the CPU; logits are on {device}")
+    if backend == "triton" and device.type != "cuda" and not _gpu().INTERPRETED:
+        machine = "" if torch.cuda.is_available() else ", and this machine has no CUDA device"
+        raise ValueError(
+            f"backend: 'triton' takes CUDA tensors, or runs under Triton's interpreter (TRITON_INTERPRET=1); "
+            f"logits are on {device}{machine}"
+        )
+    return backend
+
+
+def _check_tensors(logits: Tensor, input_ids: Tensor, prompt_mask: Tensor | None) -> None:
+    for name, tensor in (("logits", logits), ("input_ids", input_ids)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor; got {type(tensor).__name__}")
+    if logits.dtype not in _LOGITS_DTYPES:
+        raise TypeError(f"logits: expected float16, bfloat16 or float32; got {logits.dtype}")
+    if input_ids.dtype not in _IDS_BOUNDS:
+        raise TypeError(f"input_ids: expected int64 or int32; got {input_ids.dtype}")
+    shape = logits.shape
+    if len(shape) not in (2, 3):
+        raise ValueError(f"logits: expected shape (L, V) or (B, L, V); got {tuple(shape)}")
+    if shape[-1] == 0:
+        raise ValueError(f"logits: expected a vocabulary of at least one token; got shape {tuple(shape)}")
+    if input_ids.shape != shape[:-1]:
+        raise ValueError(
+            f"input_ids: expected shape {tuple(shape[:-1])}, that of logits without the vocabulary; "
+            f"got {tuple(input_ids.shape)}"
+        )
+    if input_ids.device != logits.device:
+        raise ValueError(f"input_ids: expected device {logits.device}, that of logits; got {input_ids.device}")
+    if logits.stride(-1) != 1 and shape[-1] > 1:
+        raise ValueError(f"logits: expected a contiguous vocabulary (last stride 1); got strides {logits.stride()}")
+    if _overlaps_itself(input_ids):
+        raise ValueError(
+            f"input_ids: expected elements that do not overlap in memory; got shape {tuple(input_ids.shape)} "
+            f"with strides {input_ids.stride()}"
+        )
+    if prompt_mask is not None:
+        _check_tensor("prompt_mask", prompt_mask, torch.bool, input_ids.shape, logits.device)
+
+
+def _check_tensor(
+    name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int], device: torch.device, contiguous: bool = False
+) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor; got {type(tensor).__name__}")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}; got {tensor.dtype}")
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected shape {tuple(shape)}; got {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{name}: expected device {device}, that of logits; got {tensor.device}")
+    if contiguous and not tensor.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor; got strides {tensor.stride()}")
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two elements of a tensor of one or two dimensions share memory.
+
+    i*s + j*t repeats a value exactly if some step of (t/g, -s/g), with g = gcd(s, t), stays inside the shape.
+    """
+    dims = [(size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+    if len(dims) < 2 or tensor.numel() == 0:
+        return bool(dims) and dims[0][1] == 0
+    (rows, row_stride), (columns, column_stride) = dims
+    divisor = math.gcd(row_stride, column_stride)
+    return divisor == 0 or (column_stride // divisor < rows and row_stride // divisor < columns)
+
+
+def _check_mask_id(mask_id: int, input_ids: Tensor) -> int:
+    mask_id = _as_int("mask_id", mask_id)
+    low, high = _IDS_BOUNDS[input_ids.dtype]
+    if not low <= mask_id <= high:
+        raise ValueError(f"mask_id: expected a value of {input_ids.dtype}, the dtype of input_ids; got {mask_id}")
+    return mask_id
+
+
+def _as_int(name: str, value: object) -> int:
+    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer; got {value!r}")
+    return operator.index(value)
+
+
+def _check_threshold(threshold: float | Tensor, logits: Tensor) -> float | Tensor:
+    if isinstance(threshold, Tensor):
+        blocks = logits.shape[0] if logits.dim() == 3 else 1
+        _check_tensor("threshold", threshold, torch.float32, (blocks,), logits.device)
+        return threshold
+    if isinstance(threshold, bool) or not isinstance(threshold, Real):
+        raise TypeError(f"threshold: expected a number or a float32 tensor; got {threshold!r}")
+    if math.isnan(threshold):
+        raise ValueError("threshold: expected a number that can be compared with; got nan")
+    return float(threshold)
+
+
+def _check_exclude_ids(exclude_ids: Sequence[int], vocab: int) -> list[int]:
+    """The excluded ids that lie inside the vocabulary."""
+    tokens = [_as_int("exclude_ids", token) for token in exclude_ids]
+    if len(tokens) > MAX_EXCLUDE_IDS:
+        raise ValueError(f"exclude_ids: expected at most {MAX_EXCLUDE_IDS} ids; got {len(tokens)}: {tokens}")
+    inside = sorted({token for token in tokens if 0 <= token < vocab})
+    if len(inside) == vocab:
+        raise ValueError(f"exclude_ids: expected to leave a token to choose from a vocabulary of {vocab}; got {tokens}")
+    return inside
+
+
+def _check_outputs(outputs: Outputs, logits: Tensor, input_ids: Tensor) -> None:
+    blocks = logits.shape[0] if logits.dim() == 3 else 1
+    dtypes = (torch.float32, input_ids.dtype, torch.bool, torch.int32)
+    shapes = (input_ids.shape, input_ids.shape, input_ids.shape, (blocks,))
+    extents = [("input_ids", *_memory_extent(input_ids))]
+    for name, output, dtype, shape in zip(_OUTPUT_NAMES, outputs, dtypes, shapes, strict=True):
+        if output is None:
+            continue
+        _check_tensor(name, output, dtype, shape, logits.device, contiguous=True)
+        start, end = _memory_extent(output)
+        for other, other_start, other_end in extents:
+            if start < other_end and other_start < end:
+                raise ValueError(f"{name}: expected memory of its own; it overlaps {other}")
+        extents.append((name, start, end))
+
+
+def _memory_extent(tensor: Tensor) -> tuple[int, int]:
+    """First byte and the one after the last of a tensor's elements."""
+    start = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return start, start
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def _check_workspace(workspace: Tensor, logits: Tensor, backend: str) -> None:
+    if not isinstance(workspace, Tensor):
+        raise TypeError(f"workspace: expected a tensor; got {type(workspace).__name__}")
+    _check_tensor("workspace", workspace, torch.int32, (workspace.numel(),), logits.device, contiguous=True)
+    if backend == "triton" and workspace.numel() < workspace_size(logits):
+        raise ValueError(
+            f"workspace: expected at least {workspace_size(logits)} elements for logits of shape "
+            f"{tuple(logits.shape)}; got {workspace.numel()}"
+        )
+
+
+@torch.library.custom_op(
+    "dllm_kernels::post_process",
+    mutates_args=("input_ids", "confidence", "tokens", "accepted", "remaining", "workspace"),
+)
+def _post_process_op(
+    logits: Tensor,
+    input_ids: Tensor,
+    mask_id: int,
+    threshold: float,
+    threshold_per_block: Tensor | None,
+    prompt_mask: Tensor | None,
+    exclude_ids: Sequence[int],
+    confidence: Tensor | None,
+    tokens: Tensor | None,
+    accepted: Tensor | None,
+    remaining: Tensor | None,
+    workspace: Tensor | None,
+    backend: str,
+) -> None:
+    """The operation as `torch.compile` sees it: one opaque call. Eager calls do not pay for it."""
+    dllm_post_process_fused(
+        logits,
+        input_ids,
+        mask_id,
+        threshold if threshold_per_block is None else threshold_per_block,
+        prompt_mask=prompt_mask,
+        exclude_ids=exclude_ids,
+        confidence=confidence,
+        tokens=tokens,
+        accepted=accepted,
+        remaining=remaining,
+        workspace=workspace,
+        backend=backend,
+    )
+
+
+@_post_process_op.register_fake
+def _(*_arguments: object) -> None:
+    """Nothing is returned, so there is no shape to derive."""

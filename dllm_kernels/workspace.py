@@ -1,0 +1,150 @@
+"""Device memory that the Triton backend keeps between calls: partial results and tickets.
+
+A workspace is a flat int32 tensor. Tickets, which must be zero before a call and are zero again after it, take its last
+fifth; partial results, which may hold anything, the rest. So one workspace serves calls of any shape that fits, in turn.
+
+Eager calls share one workspace per device and stream, where they run in order. A call captured into a CUDA graph gets
+one of its own, because graphs captured on one stream may replay side by side; it returns to a pool when the last graph
+that uses it is destroyed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_WORDS_PER_TICKET = 5  # a block has at least one partial result of four words beside its ticket
+_CHUNK_ELEMENTS = 2**20  # captured workspaces are cut from zeroed chunks of 4 MiB
+
+_lock = threading.Lock()
+_eager: dict[tuple[int, int], Tensor] = {}
+
+
+def size(partial_words: int) -> int:
+    """Elements of a workspace for so many words of partial results, four or more of them per block."""
+    return -(-partial_words * _WORDS_PER_TICKET // (_WORDS_PER_TICKET - 1))
+
+
+def tickets_start(workspace: Tensor) -> int:
+    """Index of the first ticket."""
+    elements = workspace.numel()
+    return elements - elements // _WORDS_PER_TICKET
+
+
+def acquire(device: torch.device, elements: int) -> Tensor:
+    """A workspace of at least `elements` for a call on the current stream of `device`, the current device."""
+    if device.type != "cuda":
+        return torch.zeros(elements, dtype=torch.int32, device=device)
+    if torch.cuda.is_current_stream_capturing():
+        return _captured(device, elements)
+    key = (device.index, torch.cuda.current_stream(device).cuda_stream)
+    workspace = _eager.get(key)
+    if workspace is None or workspace.numel() < elements:
+        with _lock:
+            workspace = torch.zeros(_round_up(elements), dtype=torch.int32, device=device)
+            _eager[key] = workspace
+    return workspace
+
+
+def _round_up(elements: int) -> int:
+    """Powers of two from 4 KiB on, so that a growing batch does not reallocate at every step."""
+    return max(1024, 1 << (elements - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A workspace used by captured calls, and the semaphore that is posted when no graph needs it any more."""
+
+    workspace: Tensor
+    released: int  # address of a sem_t, never freed: a graph may be destroyed while the process exits
+
+
+_captured_by_device: dict[int, list[_Captured]] = {}
+_free_by_device: dict[int, Tensor] = {}
+
+
+def _captured(device: torch.device, elements: int) -> Tensor:
+    """A zeroed workspace that the graph under capture owns until it is destroyed."""
+    elements = _round_up(elements)
+    with _lock:
+        in_use = _captured_by_device.setdefault(device.index, [])
+        for entry in in_use:
+            if entry.workspace.numel() == elements and _libc().sem_trywait(entry.released) == 0:
+                break
+        else:
+            entry = _Captured(_cut_zeroed(device, elements), _new_semaphore())
+            in_use.append(entry)
+        _post_when_destroyed(torch.cuda.current_stream(device).cuda_stream, entry.released)
+        return entry.workspace
+
+
+def _cut_zeroed(device: torch.device, elements: int) -> Tensor:
+    """Zeroed memory from outside the graph's pool, cleared before this returns, without a node in the graph."""
+    free = _free_by_device.get(device.index)
+    if free is None or free.numel() < elements:
+        mode = ctypes.c_int(_CAPTURE_MODE_RELAXED)
+        _check(_libcuda().cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)))
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.stream(stream):
+            free = torch.zeros(max(elements, _CHUNK_ELEMENTS), dtype=torch.int32, device=device)
+        stream.synchronize()
+        _check(_libcuda().cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)))
+    _free_by_device[device.index] = free[elements:]
+    return free[:elements]
+
+
+# CUDA driver API, cuda.h: values and signatures.
+_CAPTURE_MODE_RELAXED = 2
+_USER_OBJECT_NO_DESTRUCTOR_SYNC = 1
+_GRAPH_USER_OBJECT_MOVE = 1
+
+
+@functools.cache
+def _libcuda() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.sem_init.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint)
+    libc.sem_trywait.argtypes = (ctypes.c_void_p,)
+    return libc
+
+
+def _check(status: int) -> None:
+    if status != 0:
+        raise RuntimeError(f"the CUDA driver refused a call while a graph was captured: CUresult {status}")
+
+
+def _new_semaphore() -> int:
+    address: int = _libc().malloc(32)  # sizeof(sem_t) on 64-bit Linux
+    _libc().sem_init(address, 0, 0)
+    return address
+
+
+def _post_when_destroyed(stream: int, semaphore: int) -> None:
+    """Have the graph under capture on `stream`, and every executable made of it, post `semaphore` at its end.
+
+    CUDA runs such destructors on a thread of its own, where neither CUDA nor Python may be called; sem_post may.
+    """
+    status, graph, user_object = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+    libcuda = _libcuda()
+    _check(
+        libcuda.cuStreamGetCaptureInfo_v2(
+            ctypes.c_void_p(stream), ctypes.byref(status), None, ctypes.byref(graph), None, None
+        )
+    )
+    destructor = ctypes.cast(_libc().sem_post, ctypes.c_void_p)
+    _check(
+        libcuda.cuUserObjectCreate(
+            ctypes.byref(user_object), ctypes.c_void_p(semaphore), destructor, 1, _USER_OBJECT_NO_DESTRUCTOR_SYNC
+        )
+    )
+    _check(libcuda.cuGraphRetainUserObject(graph, user_object, 1, _GRAPH_USER_OBJECT_MOVE))
