@@ -21,10 +21,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
 from dllm_kernels import workspace as workspaces
 
 MAX_PROGRAMS = 2**31 - 1  # of a launch's first dimension
+# Rows are split until there are so many programs (measured as CONFIGS below): 4x32x157184 bf16 takes 14.3 us with the
+# 5 splits of this value, 14.8 with 4. Rows that fill the GPU are left whole: 32x32x157184 bf16, with 4 warps, takes
+# 116.1 us with 1 split, 118.4 with 2.
 PROGRAMS_PER_PROCESSOR = 4
 MAX_BLOCK_L = 256  # positions that the last program combines at a time
 MAX_VOCAB = 2**30  # so that columns and tile ends fit int32
@@ -35,38 +39,57 @@ NO_TOKEN = tl.constexpr(2**31 - 1)
 # In the fallback, a confidence of NaN comes after every probability, and a row that is not masked after that.
 RANK_NAN = tl.constexpr(-1.0)
 RANK_UNMASKED = tl.constexpr(-2.0)
+LOG2E = tl.constexpr(1.4426950408889634)
+MAX_SCALED_LOGIT = tl.constexpr(1e38)  # below it, a logit times LOG2E is a float32
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 class Config(NamedTuple):
-    """How a row is cut: at most `max_splits` programs, each over tiles of `tile_rows` x `tile_columns` logits."""
+    """How a row is cut: at most `max_splits` programs, each over tiles of one 16-byte vector per thread."""
 
     max_vocab: int
     max_splits: int
-    tile_rows: int
-    tile_columns: int
     num_warps: int
+    unroll: int  # tiles whose loads are issued together
 
 
-# By bytes per logit; the first line whose max_vocab holds the vocabulary counts. tile_columns gives each thread one
-# 16-byte vector per tile row, so that reducing over tile rows needs no exchange between threads.
-CONFIGS = {
-    2: (
-        Config(1024, 1, 1, 1024, 4),
-        Config(4096, 1, 4, 1024, 4),
-        Config(2**31 - 1, 16, 4, 1024, 4),
-    ),
-    4: (
-        Config(1024, 1, 2, 512, 4),
-        Config(4096, 1, 8, 512, 4),
-        Config(2**31 - 1, 16, 8, 512, 4),
-    ),
-}
+# The first line whose max_vocab holds the vocabulary counts. Measured on one H100 80GB HBM3 (torch 2.11.0, triton
+# 3.6.0) in a CUDA graph with warm L2, all rows masked, over warps 4 and 8, splits 4 to 16, unroll 2 and 4:
+CONFIGS = (
+    # One tile: a share more would only be one more partial result to combine.
+    Config(max_vocab=1024, max_splits=1, num_warps=4, unroll=1),
+    # 1x32x128000 fp16 6.8 us (splits of 4: 7.0, of 16: 9.5), 1x32x157184 fp32 7.9 (4 warps 14.0), 128x32x157184 bf16
+    # 448 (4 warps or unroll 2: 456). 1x32x157184 bf16 takes 7.6 and would take 7.2 with 4 splits.
+    Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=8, unroll=4),
+)
 
 
 @triton.jit
 def _finite_or_zero(maximum):
     """What can be subtracted from logits below `maximum`: exp(-inf - -inf) would be NaN."""
     return tl.where(maximum == float("-inf"), 0.0, maximum)
+
+
+@triton.jit
+def _exp2(exponents):
+    """2 ** exponents, with results below 2**-126 flushed to zero: tl.exp2 spends two multiplications on those."""
+    if INTERPRETED:
+        return tl.exp2(exponents)
+    return libdevice.exp2(exponents)
+
+
+@triton.jit
+def _exp2_of(logits, shift):
+    """2 ** (logits * LOG2E - shift), one fused multiply-add and one exponential.
+
+    A shift of round(maximum * LOG2E) is as good as the exact one, if all of a sum use the same: the product is not
+    rounded before the subtraction. The interpreter has no fused multiply-add, but it has float64.
+    """
+    if INTERPRETED:
+        exponents = (logits.to(tl.float64) * LOG2E - shift).to(tl.float32)
+    else:
+        exponents = tl.fma(logits, LOG2E, -shift)
+    return _exp2(exponents)
 
 
 @triton.jit
@@ -83,26 +106,18 @@ def _load_masked(
 
 @triton.jit
 def _count_masked(
-    ids_ptr, prompt_ptr, mask_id, L, stride_ids_l: tl.int64, stride_prompt_l: tl.int64, BLOCK_L: tl.constexpr
-):
-    count = 0
-    start = 0
+    first_masked, ids_ptr, prompt_ptr, mask_id, L, stride_ids_l: tl.int64, stride_prompt_l: tl.int64,
+    BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    """Masked positions of a block, given which of its first BLOCK_L are."""
+    count = tl.sum(first_masked.to(tl.int32), 0)
+    start = BLOCK_L
     while start < L:
         positions = start + tl.arange(0, BLOCK_L)
         masked = _load_masked(ids_ptr, prompt_ptr, positions, mask_id, L, stride_ids_l, stride_prompt_l)
         count += tl.sum(masked.to(tl.int32), 0)
         start += BLOCK_L
     return count
-
-
-@triton.jit
-def _load_tile(row_ptr, offs, first, V, TILE: tl.constexpr):
-    """Logits `first + offs` as float32, -inf beyond the vocabulary. Only a row's last tile pays for a mask."""
-    if first + TILE <= V:
-        tile = tl.load(row_ptr + first + offs)
-    else:
-        tile = tl.load(row_ptr + first + offs, mask=first + offs < V, other=float("-inf"))
-    return tile.to(tl.float32)
 
 
 @triton.jit
@@ -114,27 +129,54 @@ def _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUD
 
 
 @triton.jit
-def _candidate_by_rescan(
-    row_ptr, offs, first, tiles, V, exclude_0, exclude_1, exclude_2, exclude_3,
-    EXCLUDED: tl.constexpr, TILE: tl.constexpr,
+def _fold_tile(
+    logits, columns, tile, maximum, exp_sum, best, best_tile, V, exclude_0, exclude_1, exclude_2, exclude_3,
+    EXCLUDED: tl.constexpr,
 ):  # fmt: skip
-    """A share's candidate where it holds NaN or +inf: the first NaN if there is one, else the first maximum.
+    """Online softmax: one more tile (THREADS, WIDTH) into the running values (THREADS,), each held by one thread."""
+    tile_maximum = tl.max(logits, 1)
+    new_maximum = tl.maximum(maximum, tile_maximum)
+    old_shift = _finite_or_zero(maximum) * LOG2E
+    shift = _finite_or_zero(new_maximum) * LOG2E
+    exp_sum = exp_sum * _exp2(old_shift - shift) + tl.sum(_exp2_of(logits, shift[:, None]), 1)
+    if EXCLUDED:
+        candidate = _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
+        tile_maximum = tl.max(tl.where(candidate, logits, float("-inf")), 1)
+    best_tile = tl.where(tile_maximum > best, tile, best_tile)
+    best = tl.maximum(best, tile_maximum)
+    return new_maximum, exp_sum, best, best_tile
 
-    Hardware maxima skip NaN and the interpreter's propagate it, so nothing of the first pass is used.
+
+@triton.jit
+def _load_tile(row_ptr, columns, V):
+    return tl.load(row_ptr + columns, mask=columns < V, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def _reread_share(
+    row_ptr, first, tiles, offs, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """`_read_share` where fast arithmetic will not do: for NaN, infinities, and logits whose product overflows.
+
+    The candidate is the first NaN if there is one, else the first maximum: hardware maxima skip NaN and the
+    interpreter's propagate it, so nothing of the first pass is used.
     """
     first_nan = NO_TOKEN
+    maximum = float("-inf")
     best = float("-inf")
     best_token = NO_TOKEN
     tile = 0
     while tile < tiles:
         columns = first + tile * TILE + offs
-        logits = _load_tile(row_ptr, offs, first + tile * TILE, V, TILE)
+        logits = _load_tile(row_ptr, columns, V)
         candidate = _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
         is_nan = logits != logits
-        first_nan = tl.minimum(first_nan, tl.min(tl.min(tl.where(candidate & is_nan, columns, NO_TOKEN), 0), 0))
-        numbers = tl.where(candidate & (logits == logits), logits, float("-inf"))
-        tile_best = tl.max(tl.max(numbers, 0), 0)
-        token = tl.min(tl.min(tl.where(candidate & (logits == tile_best), columns, NO_TOKEN), 0), 0)
+        first_nan = tl.minimum(first_nan, _min(tl.where(candidate & is_nan, columns, NO_TOKEN)))
+        numbers = tl.where(is_nan, float("-inf"), logits)
+        maximum = tl.maximum(maximum, _max(numbers))
+        tile_best = _max(tl.where(candidate, numbers, float("-inf")))
+        token = _min(tl.where(candidate & (logits == tile_best), columns, NO_TOKEN))
         if (tile_best > best) | (best_token == NO_TOKEN):
             best = tile_best
             best_token = token
@@ -142,62 +184,72 @@ def _candidate_by_rescan(
     if first_nan != NO_TOKEN:
         best = float("nan")
         best_token = first_nan
-    return best, best_token
+
+    shift = _finite_or_zero(maximum)
+    exp_sum = 0.0
+    tile = 0
+    while tile < tiles:
+        logits = _load_tile(row_ptr, first + tile * TILE + offs, V)
+        exp_sum += tl.sum(tl.sum(tl.exp(logits - shift), 1), 0)
+        tile += 1
+    return maximum, exp_sum, best, best_token
+
+
+@triton.jit
+def _max(tile):
+    return tl.max(tl.max(tile, 1), 0)
+
+
+@triton.jit
+def _min(tile):
+    return tl.min(tl.min(tile, 1), 0)
 
 
 @triton.jit
 def _read_share(
     row_ptr, first, tiles, V, exclude_0, exclude_1, exclude_2, exclude_3,
-    EXCLUDED: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_COLUMNS: tl.constexpr,
+    EXCLUDED: tl.constexpr, UNROLL: tl.constexpr, THREADS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Maximum and sum of exponentials of one share of a row, and its best candidate's logit and id.
 
-    Online softmax, kept per column of the tile until the end. The candidate's id is found afterwards, by a second look
-    at the one tile that holds it, which is still in the cache.
+    The candidate's id is found last, by a second look at the one tile that holds it, which is still in the cache.
     """
-    TILE: tl.constexpr = TILE_ROWS * TILE_COLUMNS
-    offs = tl.arange(0, TILE_ROWS)[:, None] * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)[None, :]
-    maximum = tl.full((TILE_COLUMNS,), float("-inf"), tl.float32)  # (TILE_COLUMNS,), like all below
-    exp_sum = tl.zeros((TILE_COLUMNS,), tl.float32)
-    best = tl.full((TILE_COLUMNS,), float("-inf"), tl.float32)
-    best_tile = tl.zeros((TILE_COLUMNS,), tl.int32)
-    tile = 0
-    while tile < tiles:
-        start = first + tile * TILE
-        logits = _load_tile(row_ptr, offs, start, V, TILE)  # (TILE_ROWS, TILE_COLUMNS)
-        tile_maximum = tl.max(logits, 0)
-        tile_best = tile_maximum
-        if EXCLUDED:
-            end = start + TILE
-            excluded_here = (exclude_0 >= start) & (exclude_0 < end)
-            excluded_here |= (exclude_1 >= start) & (exclude_1 < end)
-            excluded_here |= (exclude_2 >= start) & (exclude_2 < end)
-            excluded_here |= (exclude_3 >= start) & (exclude_3 < end)
-            if excluded_here:
-                candidate = _is_candidate(start + offs, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
-                tile_best = tl.max(tl.where(candidate, logits, float("-inf")), 0)
-        best_tile = tl.where(tile_best > best, tile, best_tile)
-        best = tl.maximum(best, tile_best)
-        new_maximum = tl.maximum(maximum, tile_maximum)
-        shift = _finite_or_zero(new_maximum)
-        exp_sum = exp_sum * tl.exp(maximum - shift) + tl.sum(tl.exp(logits - shift[None, :]), 0)
-        maximum = new_maximum
-        tile += 1
+    TILE: tl.constexpr = THREADS * WIDTH
+    offs = tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    maximum = tl.full((THREADS,), float("-inf"), tl.float32)
+    exp_sum = tl.zeros((THREADS,), tl.float32)
+    best = maximum
+    best_tile = tl.zeros((THREADS,), tl.int32)
+    whole_tiles = tl.minimum(tl.maximum(V - first, 0) // TILE, tiles)
+    for tile in tl.range(0, whole_tiles, loop_unroll_factor=UNROLL):
+        columns = first + tile * TILE + offs
+        logits = tl.load(row_ptr + columns).to(tl.float32)
+        maximum, exp_sum, best, best_tile = _fold_tile(
+            logits, columns, tile, maximum, exp_sum, best, best_tile, V,
+            exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED,
+        )  # fmt: skip
+    if whole_tiles < tiles:
+        columns = first + whole_tiles * TILE + offs
+        maximum, exp_sum, best, best_tile = _fold_tile(
+            _load_tile(row_ptr, columns, V), columns, whole_tiles, maximum, exp_sum, best, best_tile, V,
+            exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED,
+        )  # fmt: skip
 
     share_maximum = tl.max(maximum, 0)
-    shift = _finite_or_zero(share_maximum)
-    share_sum = tl.sum(exp_sum * tl.exp(maximum - shift), 0)
+    shift = _finite_or_zero(share_maximum) * LOG2E
+    share_sum = tl.sum(exp_sum * _exp2(_finite_or_zero(maximum) * LOG2E - shift), 0)
+    # From a sum over 2 ** (logits * LOG2E - shift) to one over exp(logits - maximum): shift was rounded.
+    share_sum *= _exp2_of(-_finite_or_zero(share_maximum), -shift)
     share_best = tl.max(best, 0)
-    share_tile = tl.min(tl.where(best == share_best, best_tile, tiles), 0)
-    start = first + share_tile * TILE
-    candidate = _is_candidate(start + offs, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
-    logits = _load_tile(row_ptr, offs, start, V, TILE)
-    token = tl.min(tl.min(tl.where(candidate & (logits == share_best), start + offs, NO_TOKEN), 0), 0)
-    if share_sum != share_sum:
-        share_best, token = _candidate_by_rescan(
-            row_ptr, offs, first, tiles, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, TILE
+    columns = first + tl.min(tl.where(best == share_best, best_tile, tiles), 0) * TILE + offs
+    candidate = _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
+    logits = _load_tile(row_ptr, columns, V)
+    share_token = _min(tl.where(candidate & (logits == share_best), columns, NO_TOKEN))
+    if (share_sum != share_sum) | (tl.abs(share_maximum) > MAX_SCALED_LOGIT):
+        share_maximum, share_sum, share_best, share_token = _reread_share(
+            row_ptr, first, tiles, offs, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, TILE
         )
-    return share_maximum, share_sum, share_best, token
+    return share_maximum, share_sum, share_best, share_token
 
 
 @triton.jit
@@ -258,7 +310,7 @@ def _post_process_kernel(
     splits: tl.int32,
     tiles: tl.int32,
     tickets_start: tl.int64,
-    stride_logits_b: tl.int64,
+    stride_logits_b: tl.int64,  # in units of ALIGNMENT, so that the compiler knows the rows' alignment
     stride_logits_l: tl.int64,
     stride_ids_b: tl.int64,
     stride_ids_l: tl.int64,
@@ -266,10 +318,11 @@ def _post_process_kernel(
     stride_prompt_l: tl.int64,
     stride_threshold: tl.int64,
     EXCLUDED: tl.constexpr,
-    ALIGNMENT: tl.constexpr,  # elements every row starts at a multiple of
+    ALIGNMENT: tl.constexpr,  # elements; every row starts at a multiple of it
     SPLITS: tl.constexpr,
-    TILE_ROWS: tl.constexpr,
-    TILE_COLUMNS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
     program = tl.program_id(0)
@@ -281,6 +334,9 @@ def _post_process_kernel(
     if prompt_ptr is not None:
         prompt_ptr += block * stride_prompt_b
 
+    first_masked = _load_masked(
+        ids_ptr, prompt_ptr, tl.arange(0, BLOCK_L), mask_id, L, stride_ids_l, stride_prompt_l
+    )
     token = tl.load(ids_ptr + position * stride_ids_l)
     masked = token == mask_id
     if prompt_ptr is not None:
@@ -297,19 +353,21 @@ def _post_process_kernel(
                 # A block without masks has no last program. If masks were counted as gone because the last
                 # program is writing at this moment, then it writes the same 0.
                 if position == 0:
-                    if _count_masked(ids_ptr, prompt_ptr, mask_id, L, stride_ids_l, stride_prompt_l, BLOCK_L) == 0:
+                    masked_rows = _count_masked(
+                        first_masked, ids_ptr, prompt_ptr, mask_id, L, stride_ids_l, stride_prompt_l, BLOCK_L
+                    )
+                    if masked_rows == 0:
                         tl.store(remaining_ptr + block, 0)
         return
 
-    masked_rows = _count_masked(ids_ptr, prompt_ptr, mask_id, L, stride_ids_l, stride_prompt_l, BLOCK_L)
-
-    row_start = block * tl.multiple_of(stride_logits_b, ALIGNMENT) + position * tl.multiple_of(
-        stride_logits_l, ALIGNMENT
-    )
+    row_start = (block * stride_logits_b + position * stride_logits_l) * ALIGNMENT
     share_maximum, share_sum, share_best, share_token = _read_share(
-        logits_ptr + row_start, split * tiles * (TILE_ROWS * TILE_COLUMNS), tiles, V,
-        exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, TILE_ROWS, TILE_COLUMNS,
+        logits_ptr + row_start, split * tiles * (THREADS * WIDTH), tiles, V,
+        exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, UNROLL, THREADS, WIDTH,
     )  # fmt: skip
+    masked_rows = _count_masked(
+        first_masked, ids_ptr, prompt_ptr, mask_id, L, stride_ids_l, stride_prompt_l, BLOCK_L
+    )
     field = (L * splits).to(tl.int64)
     partials_ptr = workspace_ptr + block * FIELDS * field
     partial_ptr = partials_ptr + position * splits + split
@@ -368,23 +426,20 @@ def _post_process_kernel(
         tl.store(remaining_ptr + block, left)
 
 
-INTERPRETED = not isinstance(_post_process_kernel, triton.runtime.JITFunction)
-
-
-def _config(vocab: int, itemsize: int) -> Config:
-    return next(config for config in CONFIGS[itemsize] if vocab <= config.max_vocab)
+def _config(vocab: int) -> Config:
+    return next(config for config in CONFIGS if vocab <= config.max_vocab)
 
 
 def workspace_size(logits: Tensor) -> int:
     """See `dllm_kernels.workspace_size`."""
     rows = logits[..., 0].numel()
-    config = _config(logits.shape[-1], logits.element_size())
+    config = _config(logits.shape[-1])
     return workspaces.size(partial_words=FIELDS.value * rows * config.max_splits)
 
 
-def _cut(rows: int, vocab: int, config: Config, processors: int) -> tuple[int, int]:
+def _cut(rows: int, vocab: int, itemsize: int, config: Config, processors: int) -> tuple[int, int]:
     """Programs per row and tiles per program: as few programs as fill the GPU."""
-    total_tiles = triton.cdiv(vocab, config.tile_rows * config.tile_columns)
+    total_tiles = triton.cdiv(vocab, 32 * config.num_warps * 16 // itemsize)
     splits = min(config.max_splits, total_tiles, triton.cdiv(PROGRAMS_PER_PROCESSOR * processors, rows))
     tiles = triton.cdiv(total_tiles, splits)
     return triton.cdiv(total_tiles, tiles), tiles
@@ -415,8 +470,8 @@ def post_process(
     rows = input_ids.numel()
     if vocab > MAX_VOCAB:
         raise ValueError(f"logits: expected a vocabulary of at most {MAX_VOCAB} tokens on 'triton'; got {vocab}")
-    config = _config(vocab, logits.element_size())
-    splits, tiles = _cut(rows, vocab, config, _processors(device))
+    config = _config(vocab)
+    splits, tiles = _cut(rows, vocab, logits.element_size(), config, _processors(device))
     if rows * splits > MAX_PROGRAMS:
         raise ValueError(f"logits: expected at most {MAX_PROGRAMS // splits} positions on 'triton'; got {rows}")
     if workspace is None:
@@ -429,7 +484,8 @@ def post_process(
     if prompt_mask is not None:
         prompt_strides = prompt_mask.stride() if batch else (0, *prompt_mask.stride())
     alignment = 16 // logits.element_size()
-    aligned = (logits_strides[0] % alignment | logits_strides[1] % alignment) == 0
+    if logits_strides[0] % alignment or logits_strides[1] % alignment:
+        alignment = 1
     per_block = isinstance(threshold, Tensor)
     excluded = (*exclude_ids, -1, -1, -1, -1)
     _post_process_kernel[(rows * splits,)](
@@ -447,15 +503,17 @@ def post_process(
         splits,
         tiles,
         workspaces.tickets_start(workspace),
-        *logits_strides[:2],
+        logits_strides[0] // alignment,
+        logits_strides[1] // alignment,
         *ids_strides,
         *prompt_strides,
         threshold.stride(0) if per_block else 0,
         EXCLUDED=bool(exclude_ids),
-        ALIGNMENT=alignment if aligned else 1,
+        ALIGNMENT=alignment,
         SPLITS=config.max_splits,
-        TILE_ROWS=config.tile_rows,
-        TILE_COLUMNS=config.tile_columns,
+        UNROLL=config.unroll,
+        THREADS=32 * config.num_warps,
+        WIDTH=16 // logits.element_size(),
         BLOCK_L=min(triton.next_power_of_2(block_length), MAX_BLOCK_L),
         num_warps=config.num_warps,
     )

@@ -223,7 +223,7 @@ def _choose_backend(backend: str, device: torch.device) -> str:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {backend!r}")
     if backend == "cpu" and device.type != "cpu":
         raise ValueError(f"backend: 'cpu' takes tensors on the CPU; logits are on {device}")
-    if backend == "triton" and device.type != "cuda" and not _gpu().INTERPRETED:
+    if backend == "triton" and device.type != "cuda" and not _gpu().INTERPRETED.value:
         machine = "" if torch.cuda.is_available() else ", and this machine has no CUDA device"
         raise ValueError(
             f"backend: 'triton' takes CUDA tensors, or runs under Triton's interpreter (TRITON_INTERPRET=1); "
