@@ -195,7 +195,7 @@ def _post_process_eager(
         masked = input_ids == mask_id
         if prompt_mask is not None:
             masked &= ~prompt_mask
-        if backend == "cpu" and cpu.is_faster(logits, masked, exclude_ids):
+        if backend == "cpu":
             statistics = cpu.row_statistics(logits, masked, exclude_ids)
         else:
             statistics = reference.row_statistics(logits, exclude_ids)
