@@ -1,0 +1,371 @@
+"""From workloads to raw samples, in fresh worker processes. Measures, never judges.
+
+Every worker checks each workload's results on the inputs to be timed, warms up until timings settle, and takes pairs:
+fused beside reference on the same logits, in random order. Ids are restored from a prepared copy before each call,
+outside the sample. Workers are started by path, so that they measure the `dllm_kernels` that their interpreter has
+installed, whichever commit that is.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import workloads
+from benchmarks.results import Check, Environment, Run, Series
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WORKER = Path(__file__).with_name("worker.py")
+CLOCK_METHODS = {
+    "cuda": {
+        "device_us": "sum of the durations of the call's kernels, copies and fills, from CUPTI through torch.profiler",
+        "call_us": "host clock from an idle GPU until the result is ready",
+        "host_us": "host clock until the call returns, GPU idle before",
+    },
+    "cpu": {"call_us": "host clock around the call"},
+}
+PAIRS = {"cuda": 30, "cpu": 12}  # a workload, clock and process
+MIN_PAIRS = 3
+SECONDS = {"cuda": 3.0, "cpu": 0.9}  # of pairs, after which no further one is started; of warm-up, a third of it
+L2_MULTIPLE = 3  # of the L2 cache's size that rotating logits cover, so that they come from memory
+SETTLED = 0.05  # warm-up ends when two successive medians of three calls differ by less, or its time is over
+
+Progress = Callable[[str], None]
+
+
+def measure(
+    chosen: Sequence[workloads.Workload],
+    *,
+    skipped: Sequence[workloads.Workload] = (),
+    processes: int = 3,
+    seed: int = 0,
+    first_process: int = 0,
+    progress: Progress | None = None,
+) -> Run:
+    """Measure fused beside reference in `processes` fresh processes, numbered from `first_process`.
+
+    `progress` is called with a line of text for every workload of every process begun.
+
+    Raises:
+        RuntimeError: a worker failed; the message holds what it printed.
+    """
+    environment: Environment | None = None
+    checks: list[Check] = []
+    series: list[Series] = []
+    for process in range(first_process, first_process + processes):
+        for event in _worker_events({"workloads": [w.name for w in chosen], "process": process, "seed": seed}):
+            if event["event"] == "begin" and progress:
+                progress(f"process {process + 1}: {event['workload']}")
+            elif event["event"] == "environment":
+                environment = Environment(**event["environment"])
+            elif event["event"] == "check":
+                checks.append(Check(**event["check"]))
+            elif event["event"] == "series":
+                fields = event["series"]
+                series.append(
+                    Series(**{**fields, "fused": tuple(fields["fused"]), "reference": tuple(fields["reference"])})
+                )
+    if environment is None:
+        raise RuntimeError("measure: expected at least one process to report where it ran")
+    return Run(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        seed=seed,
+        environment=environment,
+        workloads=tuple(w.name for w in chosen),
+        skipped=tuple(w.name for w in skipped),
+        clock_methods=CLOCK_METHODS[environment.device_type],
+        checks=tuple(checks),
+        series=tuple(series),
+    )
+
+
+def _worker_events(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    worker = subprocess.Popen(
+        [sys.executable, str(WORKER), json.dumps(task)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            yield json.loads(line)
+        _, errors = worker.communicate()
+        if worker.returncode != 0:
+            raise RuntimeError(f"a measuring process ended with exit code {worker.returncode}:\n{errors.strip()}")
+    finally:
+        if worker.poll() is None:
+            worker.kill()
+            worker.wait()
+
+
+# What follows runs in a worker.
+
+
+def run_worker(task: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
+    """Measure one process's share of a run; `emit` takes events that JSON can hold."""
+    import dataclasses
+
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    emit({"event": "environment", "environment": dataclasses.asdict(describe_environment(device))})
+    for name in task["workloads"]:
+        emit({"event": "begin", "workload": name})
+        workload = workloads.WORKLOADS[name]
+        seed = task["seed"] + 1000 * task["process"]
+        bench = _Bench(workload, device, seed)
+        passed, detail = bench.check()
+        check = Check(workload=name, process=task["process"], passed=passed, detail=detail)
+        emit({"event": "check", "check": dataclasses.asdict(check)})
+        if passed:
+            for clock, (fused, reference) in bench.samples().items():
+                one = Series(name, clock, task["process"], tuple(fused), tuple(reference))
+                emit({"event": "series", "series": dataclasses.asdict(one)})
+        del bench
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Bench:
+    """One workload's inputs in one process, and the ways to time a call on them."""
+
+    def __init__(self, workload: workloads.Workload, device: str, seed: int) -> None:
+        import torch
+
+        from dllm_kernels import dllm_post_process_fused, dllm_post_process_reference
+
+        self.torch = torch
+        self.workload = workload
+        self.device = device
+        self.random = random.Random(seed)
+        self.implementations = {"fused": dllm_post_process_fused, "reference": dllm_post_process_reference}
+        copies = 1
+        if device == "cuda":
+            l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+            copies = -(-L2_MULTIPLE * l2_bytes // workload.logits_bytes)
+        self.draws, self.prepared = workloads.make_inputs(workload, device, seed, copies)
+        self.ids = self.prepared.clone()
+        self.turn = 0
+
+    def call(self, implementation: str, logits: Tensor) -> None:
+        self.implementations[implementation](logits, self.ids, self.workload.mask_id, workloads.THRESHOLD)
+
+    def check(self) -> tuple[bool, str]:
+        """Whether fused leaves the ids that the reference leaves, outside the undecidable band."""
+        torch = self.torch
+        for logits in self.draws:
+            outcomes = {}
+            for name, function in self.implementations.items():
+                ids = self.prepared.clone()
+                confidence = torch.empty(ids.shape, device=self.device)
+                tokens = torch.empty_like(ids)
+                function(
+                    logits, ids, self.workload.mask_id, workloads.THRESHOLD, confidence=confidence, tokens=tokens
+                )
+                outcomes[name] = ids, confidence, tokens
+            (ids, p, tokens), (expected_ids, expected_p, expected_tokens) = outcomes["fused"], outcomes["reference"]
+            if not torch.equal(tokens, expected_tokens):
+                return False, f"{int((tokens != expected_tokens).sum())} candidates differ from the reference"
+            masked = self.prepared == self.workload.mask_id
+            worst = float((p - expected_p)[masked].abs().max())
+            if not worst <= 2e-6:  # each may be 1e-6 off
+                return False, f"a confidence is {worst:.1e} off the reference"
+            unsure = (expected_p - workloads.THRESHOLD).abs() <= 2e-6
+            if bool(((ids != expected_ids) & ~unsure).any()) and not bool(unsure.any()):
+                return False, f"{int((ids != expected_ids).sum())} ids differ from the reference"
+        return True, f"ids and candidates equal the reference on {len(self.draws)} draws"
+
+    def samples(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Per clock, fused and reference samples in microseconds, pair by pair."""
+        self._warm_up()
+        if self.device == "cpu":
+            fused, reference = self._pairs(self._host_clocks)
+            return {"call_us": ([call for _, call in fused], [call for _, call in reference])}
+        fused, reference = self._pairs(self._host_clocks)
+        clocks = {
+            "call_us": ([call for _, call in fused], [call for _, call in reference]),
+            "host_us": ([host for host, _ in fused], [host for host, _ in reference]),
+        }
+        clocks["device_us"] = self._device_samples(len(fused))
+        return clocks
+
+    def _next_logits(self) -> Tensor:
+        self.turn += 1
+        return self.draws[self.turn % len(self.draws)]
+
+    def _prepare(self) -> None:
+        self.ids.copy_(self.prepared)
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+    def _host_clocks(self, implementation: str, logits: Tensor) -> tuple[float, float]:
+        """Microseconds until the call returns, and until its result is ready."""
+        self._prepare()
+        start = time.perf_counter_ns()
+        self.call(implementation, logits)
+        returned = time.perf_counter_ns()
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+        ready = time.perf_counter_ns()
+        return (returned - start) / 1e3, (ready - start) / 1e3
+
+    def _warm_up(self) -> None:
+        for implementation in self.implementations:
+            deadline = time.monotonic() + SECONDS[self.device] / 3
+            before = float("inf")
+            while time.monotonic() < deadline:
+                calls = [self._host_clocks(implementation, self._next_logits())[1] for _ in range(3)]
+                now = statistics.median(calls)
+                if abs(now / before - 1) < SETTLED:
+                    break
+                before = now
+
+    def _order(self) -> list[str]:
+        order = list(self.implementations)
+        self.random.shuffle(order)
+        return order
+
+    def _pairs(
+        self, sample: Callable[[str, Tensor], tuple[float, float]]
+    ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+        taken: dict[str, list[tuple[float, float]]] = {"fused": [], "reference": []}
+        deadline = time.monotonic() + SECONDS[self.device]
+        for pair in range(PAIRS[self.device]):
+            if pair >= MIN_PAIRS and time.monotonic() > deadline:
+                break
+            logits = self._next_logits()
+            for implementation in self._order():
+                taken[implementation].append(sample(implementation, logits))
+        return taken["fused"], taken["reference"]
+
+    def _device_samples(self, pairs: int) -> tuple[list[float], list[float]]:
+        """GPU time of each call. A named range around call and synchronisation tells which activity is whose."""
+        torch = self.torch
+        order: list[str] = []
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities, acc_events=True) as profile:
+            for _ in range(pairs):
+                logits = self._next_logits()
+                for implementation in self._order():
+                    self._prepare()
+                    with torch.profiler.record_function(f"sample {len(order)}"):
+                        self.call(implementation, logits)
+                        torch.cuda.synchronize()
+                    order.append(implementation)
+        busy = device_us_of_ranges(profile.profiler.kineto_results.events(), "sample ", len(order))
+        fused = [us for us, implementation in zip(busy, order, strict=True) if implementation == "fused"]
+        return fused, [us for us, implementation in zip(busy, order, strict=True) if implementation == "reference"]
+
+
+def device_us_of_ranges(events: Sequence[Any], prefix: str, count: int) -> list[float]:
+    """Microseconds of GPU activity inside each named host range `prefix` + number, from Kineto's events.
+
+    Raises:
+        RuntimeError: a range is missing or holds no GPU activity.
+    """
+    from torch.autograd import DeviceType
+
+    starts, ends, activity = [0] * count, [0] * count, []
+    for event in events:
+        name = event.name()
+        if event.device_type() == DeviceType.CPU:
+            if name.startswith(prefix):
+                index = int(name.removeprefix(prefix))
+                starts[index], ends[index] = event.start_ns(), event.start_ns() + event.duration_ns()
+        elif not name.startswith(prefix):  # GPU copies of the ranges themselves
+            activity.append((event.start_ns(), event.duration_ns()))
+    busy_ns = [0] * count
+    for start, duration in activity:
+        for index in range(count):
+            if starts[index] <= start < ends[index]:
+                busy_ns[index] += duration
+    if not all(busy_ns):
+        raise RuntimeError(f"CUPTI reported no GPU activity for {busy_ns.count(0)} of {count} calls")
+    return [ns / 1e3 for ns in busy_ns]
+
+
+def describe_environment(device: str) -> Environment:
+    """Where this process runs, and which commit of the package it measures."""
+    import torch
+
+    import dllm_kernels
+
+    commit, dirty = commit_of(Path(dllm_kernels.__file__).parent)
+    return Environment(
+        device=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        device_type=device,
+        cpu_cores=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        triton=_version("triton"),
+        cuda=torch.version.cuda,
+        driver=_driver() if device == "cuda" else None,
+        commit=commit,
+        dirty=dirty,
+    )
+
+
+def commit_of(folder: Path) -> tuple[str | None, bool]:
+    """HEAD of the checkout that `folder` lies in and whether tracked files differ; (None, True) outside of one."""
+    with _no_git_is_no_commit():
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+        tracked = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", "."], cwd=folder, capture_output=True, text=True, check=False
+        )
+        if head.returncode == 0 and tracked.returncode == 0:
+            status = subprocess.run(
+                ["git", "status", "--porcelain", "--untracked-files=no"],
+                cwd=folder, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            return head.stdout.strip(), bool(status.stdout.strip())
+    return None, True
+
+
+@contextmanager
+def _no_git_is_no_commit() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        return
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        return None
+    pynvml.nvmlInit()
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,118 @@
+"""The named workloads that everything measures: shapes of real models, seeded inputs of realistic confidence.
+
+A name is BxLxV-dtype-share: blocks, positions a block, vocabulary, dtype of the logits, percent of the positions masked.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+THRESHOLD = 0.95  # SGLang's default for LLaDA2
+BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+MASK_IDS = {157184: 156895, 151936: 151669, 126464: 126336}  # LLaDA2, SDAR, LLaDA; elsewhere, as in the seed, V
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One call's shape."""
+
+    batch: int
+    block_length: int
+    vocab: int
+    dtype: str
+    masked_percent: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.batch}x{self.block_length}x{self.vocab}-{self.dtype}-{self.masked_percent}"
+
+    @property
+    def mask_id(self) -> int:
+        return MASK_IDS.get(self.vocab, self.vocab)
+
+    @property
+    def masked_rows(self) -> int:
+        """Per block; at least one."""
+        return max(1, round(self.block_length * self.masked_percent / 100))
+
+    @property
+    def bytes_read(self) -> int:
+        """The least that a call must read: the logits of the masked rows, once."""
+        return self.batch * self.masked_rows * self.vocab * BYTES[self.dtype]
+
+    @property
+    def logits_bytes(self) -> int:
+        return self.batch * self.block_length * self.vocab * BYTES[self.dtype]
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Too large for a CPU to be of use."""
+        return self.batch >= 32
+
+
+def _shares(batch: int, block_length: int, vocab: int, dtype: str, *percents: int) -> list[Workload]:
+    return [Workload(batch, block_length, vocab, dtype, percent) for percent in percents]
+
+
+WORKLOADS: dict[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        *_shares(1, 32, 128000, "fp16", 100, 50, 6),  # the shape the project began with
+        *_shares(1, 32, 157184, "bf16", 100, 50, 6),  # LLaDA2, one sequence
+        *_shares(4, 32, 157184, "bf16", 100, 50, 6),
+        *_shares(32, 32, 157184, "bf16", 100),
+        *_shares(128, 32, 157184, "bf16", 100, 50, 6),
+        *_shares(1, 32, 157184, "fp32", 100),  # what SGLang passes
+        *_shares(1, 32, 126464, "bf16", 100),  # LLaDA
+        *_shares(8, 4, 151936, "bf16", 100),  # SDAR
+        *_shares(1, 32, 50257, "fp16", 100),  # rows that do not start on 16 bytes
+    )
+}
+QUICK = ("1x32x128000-fp16-100", "1x32x157184-bf16-100", "1x32x157184-bf16-50", "8x4x151936-bf16-100")
+
+
+def select(names: list[str] | None, *, gpu: bool, quick: bool = False) -> tuple[list[Workload], list[Workload]]:
+    """Workloads to measure here, and those that this machine leaves out because they need a GPU.
+
+    `names` are exact; a name asked for by hand is measured anywhere.
+    """
+    if names:
+        unknown = [name for name in names if name not in WORKLOADS]
+        if unknown:
+            raise ValueError(f"workload: unknown {', '.join(unknown)}; known are {', '.join(WORKLOADS)}")
+        return [WORKLOADS[name] for name in names], []
+    chosen = [WORKLOADS[name] for name in QUICK] if quick else list(WORKLOADS.values())
+    return [w for w in chosen if gpu or not w.needs_gpu], [w for w in chosen if w.needs_gpu and not gpu]
+
+
+def make_inputs(workload: Workload, device: str, seed: int, copies: int = 1) -> tuple[list[Tensor], Tensor]:
+    """Logits (B, L, V) in `copies` different draws, and ids (B, L) with the masks in place, the same for all.
+
+    Two rows in five are confident, with a top probability of 0.96 to 0.9999 as in the later passes of a block; the
+    others have 0.02 to 0.6. Below the top, logits are normal with standard deviation 2.
+    """
+    import torch
+
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[workload.dtype]
+    generator = torch.Generator(device).manual_seed(seed)
+    rows, vocab = workload.block_length, workload.vocab
+    draws = []
+    for _ in range(copies):
+        logits = torch.empty(workload.batch, rows, vocab, dtype=dtype, device=device)
+        for block in logits:
+            values = torch.randn(rows, vocab, generator=generator, device=device).mul_(2)
+            chance = torch.rand(rows, 2, generator=generator, device=device)
+            top = torch.where(chance[:, 0] < 0.4, 0.96 + 0.0399 * chance[:, 1], 0.02 + 0.58 * chance[:, 1])
+            others = math.log(vocab) + 2  # log of the sum of V exponentials of normals of variance 4
+            height = torch.logit(top) + others
+            place = torch.randint(min(vocab, workload.mask_id), (rows, 1), generator=generator, device=device)
+            block.copy_(values.scatter_(1, place, height.unsqueeze(1)))
+        draws.append(logits)
+    order = torch.rand(workload.batch, rows, generator=generator, device=device).argsort(dim=-1)
+    ids = torch.randint(min(vocab, workload.mask_id), order.shape, generator=generator, device=device)
+    return draws, ids.masked_fill_(order < workload.masked_rows, workload.mask_id)
