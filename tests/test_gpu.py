@@ -1,0 +1,298 @@
+"""What only a GPU can show: graphs, streams, threads, devices, large offsets, compilation, repetition."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import pytest
+import torch
+
+from dllm_kernels import dllm_post_process_fused, dllm_post_process_reference, gpu, warmup, workspace, workspace_size
+from tests.calls import ALL_OUTPUTS, call, make_case, poisoned_outputs
+
+pytestmark = pytest.mark.gpu
+
+
+def _on_gpu(case):
+    return case.logits.cuda(), case.input_ids.cuda()
+
+
+def _capture(run, stream=None):
+    """`run` captured on `stream`, after a warm-up that compiles it."""
+    stream = stream or torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        run()
+    return graph
+
+
+def _expected(case):
+    return call(case, "reference", "cpu").input_ids
+
+
+def test_graph_replays_with_changing_inputs():
+    first = make_case(3, 32, 20_000, threshold=0.5, seed=1)
+    logits, ids = _on_gpu(first)
+    outputs = poisoned_outputs(ids, ALL_OUTPUTS)
+    thresholds = torch.empty(3, device="cuda")
+    graph = _capture(lambda: dllm_post_process_fused(logits, ids, first.mask_id, thresholds, **outputs))
+    for seed in range(20):
+        case = make_case(3, 32, 20_000, seed=seed, masked_share=seed / 19)
+        case.threshold = torch.tensor([0.1, 0.6, 2.0]).roll(seed)
+        logits.copy_(case.logits)
+        ids.copy_(case.input_ids)
+        thresholds.copy_(case.threshold)
+        graph.replay()
+        expected = call(case, "reference", "cpu")
+        assert ids.cpu().equal(expected.input_ids)
+        for name in ("tokens", "accepted", "remaining"):
+            assert outputs[name].cpu().equal(getattr(expected, name)), name
+        torch.testing.assert_close(outputs["confidence"].cpu(), expected.confidence, atol=2e-6, rtol=0)
+
+
+def test_capture_adds_one_node_and_no_fill():
+    """One launch a call: neither a memset nor a copy enters the graph."""
+    case = make_case(2, 32, 20_000)
+    logits, ids = _on_gpu(case)
+    graph = _capture(lambda: dllm_post_process_fused(logits, ids, case.mask_id, 0.5))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
+        graph.replay()
+        torch.cuda.synchronize()
+    names = [event.name() for event in profile.profiler.kineto_results.events() if event.device_index() == 0]
+    activity = [name for name in names if "graph" not in name.lower() and "Synchronize" not in name]
+    assert [name for name in activity if "_post_process_kernel" not in name] == []
+    assert len(activity) == 1
+
+
+def test_two_graphs_of_one_stream_replay_side_by_side():
+    """Captured on one stream, replayed on two, with eager calls on a third: three workspaces, never shared."""
+    stream = torch.cuda.Stream()
+    cases = [make_case(8, 32, 157_184, dtype=torch.bfloat16, threshold=0.5, seed=seed) for seed in range(3)]
+    tensors = [_on_gpu(case) for case in cases]
+    prepared = [ids.clone() for _, ids in tensors]
+    expected = [_expected(case).cuda() for case in cases]
+
+    def run(index):
+        dllm_post_process_fused(*tensors[index], cases[index].mask_id, 0.5)
+
+    graphs = [_capture(lambda index=index: run(index), stream) for index in range(2)]
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    wrong = torch.zeros(3, dtype=torch.int64, device="cuda")
+    torch.cuda.synchronize()
+    for _ in range(200):
+        for index in range(3):
+            with torch.cuda.stream(streams[index]):
+                tensors[index][1].copy_(prepared[index])
+                graphs[index].replay() if index < 2 else run(2)
+                wrong[index] += (tensors[index][1] != expected[index]).sum()
+    torch.cuda.synchronize()
+    assert wrong.tolist() == [0, 0, 0]
+
+
+def test_memory_of_a_destroyed_graph_is_used_again():
+    case = make_case(4, 32, 20_000)
+    logits, ids = _on_gpu(case)
+    taken = workspace._captured_by_device
+    for _ in range(3):
+        _capture(lambda: dllm_post_process_fused(logits, ids, case.mask_id, 0.5)).reset()
+        gc.collect()
+        torch.cuda.synchronize()
+    before = len(taken[0])
+    for _ in range(50):
+        _capture(lambda: dllm_post_process_fused(logits, ids, case.mask_id, 0.5)).reset()
+        gc.collect()
+        torch.cuda.synchronize()
+    assert len(taken[0]) <= before + 2
+    kept = [_capture(lambda: dllm_post_process_fused(logits, ids, case.mask_id, 0.5)) for _ in range(5)]
+    in_use = [entry.workspace.data_ptr() for entry in taken[0]]
+    assert len(set(in_use)) == len(in_use)
+    for graph in kept:
+        ids.copy_(case.input_ids)
+        graph.replay()
+        assert ids.cpu().equal(_expected(case).clone())
+
+
+def test_a_workspace_of_ones_own():
+    case = make_case(4, 32, 20_000, threshold=0.5)
+    logits, ids = _on_gpu(case)
+    own = torch.zeros(workspace_size(logits), dtype=torch.int32, device="cuda")
+    graph = _capture(lambda: dllm_post_process_fused(logits, ids, case.mask_id, 0.5, workspace=own))
+    for _ in range(3):
+        ids.copy_(case.input_ids)
+        graph.replay()
+        assert ids.cpu().equal(_expected(case))
+
+
+def test_streams_and_threads_at_once():
+    cases = [make_case(2, 32, 50_257, dtype=torch.float16, threshold=0.5, seed=seed) for seed in range(8)]
+    expected = [_expected(case).cuda() for case in cases]
+    wrong: dict[int, int] = {}
+
+    def work(index):
+        logits, prepared = _on_gpu(cases[index])
+        total = torch.zeros((), dtype=torch.int64, device="cuda")
+        # Threads 0 to 3 share the default stream, the others have one each.
+        with torch.cuda.stream(torch.cuda.Stream() if index >= 4 else torch.cuda.default_stream()):
+            torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+            for _ in range(300):
+                ids = prepared.clone()
+                dllm_post_process_fused(logits, ids, cases[index].mask_id, 0.5)
+                total += (ids != expected[index]).sum()
+            torch.cuda.synchronize()
+        wrong[index] = int(total)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == dict.fromkeys(range(8), 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 128_000), (16, 32, 4_000), (1, 1024, 2_000)], ids=str)
+def test_100_000_repetitions_agree(shape):
+    """A missing fence shows as a rare different answer."""
+    case = make_case(*shape, dtype=torch.float16, threshold=0.7, masked_share=0.9, seed=3)
+    logits, prepared = _on_gpu(case)
+    ids = prepared.clone()
+    confidence = torch.empty(ids.shape, device="cuda")
+    dllm_post_process_fused(logits, ids, case.mask_id, 0.7, confidence=confidence)
+    expected_ids, expected_confidence = ids.clone(), confidence.clone()
+    wrong = torch.zeros((), dtype=torch.int64, device="cuda")
+
+    def repeat():
+        for _ in range(100):
+            ids.copy_(prepared)
+            dllm_post_process_fused(logits, ids, case.mask_id, 0.7, confidence=confidence)
+            wrong.add_((ids != expected_ids).sum() + (confidence != expected_confidence).sum())
+
+    graph = _capture(repeat)
+    wrong.zero_()
+    for _ in range(334):
+        graph.replay()
+    assert wrong.item() == 0
+    assert expected_ids.cpu().equal(_expected(case))
+
+
+def test_offsets_beyond_int32():
+    """More than 2**31 logits between the first row and the last, by size and by stride."""
+    rows, vocab = 16_500, 131_072
+    assert rows * vocab > 2**31
+    logits = torch.zeros(1, rows, vocab, dtype=torch.float16, device="cuda")
+    logits[0, :, 5] = 2.0
+    logits[0, -1, 77] = 12.0
+    ids = torch.zeros(1, rows, dtype=torch.int64, device="cuda")
+    ids[0, -1] = ids[0, 3] = -1
+    dllm_post_process_fused(logits, ids, -1, 0.5)
+    assert (ids[0, -1].item(), ids[0, 3].item()) == (77, -1)
+    blocks = logits.as_strided((2, 4, vocab), ((rows - 4) * vocab, vocab, 1))
+    ids = torch.full((2, 4), -1, device="cuda")
+    dllm_post_process_fused(blocks, ids, -1, 0.5)
+    assert ids.tolist() == [[5, -1, -1, -1], [-1, -1, -1, 77]]
+
+
+@pytest.mark.two_gpus
+def test_tensors_on_another_gpu_than_the_current():
+    case = make_case(2, 32, 20_000, threshold=0.5)
+    with torch.cuda.device(0):
+        ids = case.input_ids.to("cuda:1")
+        dllm_post_process_fused(case.logits.to("cuda:1"), ids, case.mask_id, 0.5)
+        assert torch.cuda.current_device() == 0
+    assert ids.cpu().equal(_expected(case))
+
+
+@pytest.mark.two_gpus
+def test_tensors_on_two_gpus_are_refused():
+    with pytest.raises(ValueError, match="input_ids: expected device cuda:0.*got cuda:1"):
+        dllm_post_process_fused(
+            torch.zeros(4, 10, device="cuda:0"), torch.zeros(4, device="cuda:1", dtype=torch.int64), 0, 0.5
+        )
+
+
+def test_no_recompilation_for_run_time_values():
+    """Mask id, threshold, batch and stride are arguments, not constants: one kernel serves them all."""
+    warmup(6000, dtype=torch.float16, block_length=16)
+    compiled = _compiled_kernels()
+    for batch, mask_id, threshold, pad in [(1, 1, 0.0, 0), (2, -1, 1, 8), (3, 2**40, 0.3, 64), (40, 16, -1.5, 1024)]:
+        case = make_case(batch, 16, 6000, dtype=torch.float16, mask_id=mask_id, threshold=threshold)
+        wide = torch.zeros(batch, 16, 6000 + pad, dtype=torch.float16, device="cuda")
+        wide[..., :6000] = case.logits
+        ids = torch.zeros(batch, 32, dtype=torch.int64, device="cuda")[:, ::2].copy_(case.input_ids)
+        dllm_post_process_fused(wide[..., :6000], ids, mask_id, threshold)
+        assert ids.cpu().equal(_expected(case))
+    assert _compiled_kernels() == compiled
+
+
+def _compiled_kernels() -> int:
+    return sum(len(caches[0]) for caches in gpu._post_process_kernel.device_caches.values())
+
+
+def test_absent_options_are_compiled_out():
+    """With every option there is more code; without them none of it."""
+    sizes = []
+    for options in ({}, {"prompt_mask": True, "threshold_per_block": True, "exclude_ids": 4, "outputs": ALL_OUTPUTS}):
+        before = set(_kernels())
+        warmup(7000, dtype=torch.float32, block_length=128 if options else 64, **options)
+        (kernel,) = [kernel for key, kernel in _kernels().items() if key not in before]
+        sizes.append(len(kernel.asm["ptx"]))
+    assert sizes[0] < 0.9 * sizes[1]
+
+
+def _kernels():
+    (caches,) = gpu._post_process_kernel.device_caches.values()
+    return caches[0]
+
+
+def test_nothing_waits_for_the_gpu():
+    case = make_case(2, 32, 20_000, threshold=0.5)
+    logits, ids = _on_gpu(case)
+    outputs = poisoned_outputs(ids, ALL_OUTPUTS)
+    thresholds = torch.tensor([0.5, 0.6], device="cuda")
+    for function in (dllm_post_process_fused, dllm_post_process_reference):
+        function(logits, ids, case.mask_id, thresholds, exclude_ids=(3, 5), **outputs)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            function(logits, ids, case.mask_id, thresholds, exclude_ids=(3, 5), **outputs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_torch_compile_takes_the_whole_graph():
+    case = make_case(3, 32, 20_000, threshold=0.5)
+    logits, ids = _on_gpu(case)
+    thresholds = torch.full((3,), 0.5, device="cuda")
+
+    @torch.compile(fullgraph=True)
+    def step(hidden, ids, remaining):
+        logits = hidden * 2.0
+        dllm_post_process_fused(logits, ids, case.mask_id, thresholds, exclude_ids=(3,), remaining=remaining)
+        return remaining + 1
+
+    remaining = torch.full((3,), -5, dtype=torch.int32, device="cuda")
+    after = step(logits / 2.0, ids, remaining)
+    case.exclude_ids = (3,)
+    expected = call(case, "reference", "cpu")
+    assert ids.cpu().equal(expected.input_ids)
+    assert remaining.cpu().equal(expected.remaining)
+    assert after.cpu().equal(expected.remaining + 1)
+
+
+def test_allocator_churn_beside_other_streams():
+    """Workspaces grow while other streams allocate and free the same sizes."""
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    wrong = []
+    for round_ in range(40):
+        for index, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                case = make_case(1 + (round_ * 7 + index) % 24, 8, 9_000, threshold=0.5, seed=round_ % 3)
+                logits, ids = _on_gpu(case)
+                noise = torch.full((workspace_size(logits),), 1, dtype=torch.int32, device="cuda")
+                dllm_post_process_fused(logits, ids, case.mask_id, 0.5)
+                del noise
+                wrong.append((ids.cpu() != _expected(case)).sum().item())
+    assert sum(wrong) == 0
