@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     baseline.add_argument("--accept", action="store_true", required=True, help="say that you mean it")
     baseline.add_argument("--reason", required=True, metavar="TEXT", help="why; it is stored in the baseline")
     baseline.set_defaults(command=_baseline)
-    bench = commands.add_parser("bench", parents=[measuring, judging], help="the whole path, from measuring to the page")
+    bench = commands.add_parser(
+        "bench", parents=[measuring, judging], help="the whole path, from measuring to the page"
+    )
     bench.set_defaults(command=_bench)
     dashboard = commands.add_parser("dashboard", help="publish the page from a record and the history as it is")
     dashboard.add_argument("record", type=Path, nargs="?", default=OUTPUT / "latest.json")

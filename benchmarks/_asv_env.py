@@ -1,41 +1,35 @@
-"""An asv environment that holds one commit's package over the dependencies of the running interpreter.
+"""asv environment type `shared`: each commit's package in an environment of its own, over shared dependencies.
 
-asv would otherwise install PyTorch once more for every environment. The plug-in makes a bare virtual environment and
-lets it see the running interpreter's packages through a .pth file; plain paths in one are not searched for further
-.pth files, so an editable install of the working tree does not leak in.
+PyTorch takes minutes and gigabytes to install, and history should show our commits, not PyTorch's: every environment
+reads the packages of the interpreter that runs asv through a `.pth` file. A plain path in such a file does not run the
+`.pth` files at that path, so an editable install of this checkout does not leak into the environments.
 """
 
+from __future__ import annotations
+
 import sys
-import sysconfig
 from pathlib import Path
+from typing import Any
 
-# asv's search for benchmarks imports this file too, in an environment that need not have asv.
-try:
-    from asv.plugins.virtualenv import Virtualenv
-except ModuleNotFoundError:
-    Virtualenv = None
+from asv import util
+from asv.plugins.virtualenv import Virtualenv
 
-if Virtualenv is not None:
 
-    class Shared(Virtualenv):
-        """`environment_type: shared`."""
+class Shared(Virtualenv):  # type: ignore[misc]
+    """A virtual environment that asv installs nothing but the package into."""
 
-        tool_name = "shared"
+    tool_name = "shared"
 
-        @classmethod
-        def _find_python(cls, python):
-            return sys.executable
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._executable = sys.executable
 
-        @classmethod
-        def matches(cls, python):
-            return True
+    def _setup(self) -> None:
+        util.check_call([sys.executable, "-m", "virtualenv", "--quiet", "-p", sys.executable, self._path])
+        own = self.run_executable("python", ["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip()
+        Path(own, "shared.pth").write_text("".join(f"{folder}\n" for folder in shared_folders()))
 
-        def _setup(self):
-            super()._setup()
-            site_packages = Path(self.run_executable("python", ["-c", _PRINT_PURELIB]).strip())
-            shared = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-            # Of a virtual environment that sees the system's packages, those too.
-            shared |= {entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))}
-            (site_packages / "_shared.pth").write_text("\n".join(sorted(shared)) + "\n")
 
-    _PRINT_PURELIB = "import sysconfig; print(sysconfig.get_path('purelib'))"
+def shared_folders() -> list[str]:
+    """Where the running interpreter finds installed packages, in its order."""
+    return [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]

@@ -1,72 +1,114 @@
 """The asv suite: every workload on every judged clock, from one record per commit.
 
-`python -m benchmarks bench` names its record in DLLM_KERNELS_RECORD, so that history holds the numbers that were judged;
-without one (`asv run A..B`, `asv continuous`) the commit at hand is measured here, by the same rules.
+`python -m benchmarks bench` names its record in DLLM_KERNELS_RECORD, so that history holds the samples that were
+judged; without one (`asv run A..B`, `asv continuous`) the commit that asv has installed is measured here, by the same
+rules. asv starts a process for every benchmark and parameter, so nothing here imports PyTorch at the top.
 
-asv takes lower as better, so regressions are looked for in `relative`, fused / reference, and in absolute times;
+asv takes lower for better, so regressions are looked for in `relative`, fused / reference, and in the fused times;
 `speedup`, reference / fused, is there to be read.
 """
 
-import math
-import os
-from pathlib import Path
+from __future__ import annotations
 
-from benchmarks.workloads import WORKLOADS
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure, results, workloads
 
 RECORD = "DLLM_KERNELS_RECORD"
+CLOCKS = ("device_us", "call_us")
+
+# Workload and clock; then "fused" and "reference", pair by pair.
+Samples = dict[tuple[str, str], dict[str, list[float]]]
 
 
-class PostProcess:
-    params = (list(WORKLOADS), ["device_us", "call_us"])
-    param_names = ("workload", "clock")
-    timeout = 900
-
-    def setup_cache(self):
-        from benchmarks import measure, results, workloads
-
-        if RECORD in os.environ:
-            run = results.load_run(Path(os.environ[RECORD]))
-        else:
-            import torch
-
-            chosen, skipped = workloads.select(None, gpu=torch.cuda.is_available())
-            run = measure.measure(chosen, skipped=skipped)
-        samples = {}
-        for one in run.series:
-            fused, reference = samples.setdefault((one.workload, one.clock), ([], []))
-            fused.extend(one.fused)
-            reference.extend(one.reference)
-        return samples
-
-    setup_cache.timeout = 900
-
-    def track_fused(self, samples, workload, clock):
-        return _microseconds(samples, workload, clock, 0)
-
-    def track_reference(self, samples, workload, clock):
-        return _microseconds(samples, workload, clock, 1)
-
-    def track_relative(self, samples, workload, clock):
-        pairs = _pairs(samples, workload, clock)
-        return _result([fused / reference for fused, reference in pairs])
-
-    def track_speedup(self, samples, workload, clock):
-        pairs = _pairs(samples, workload, clock)
-        return _result([reference / fused for fused, reference in pairs])
-
-    track_fused.unit = track_reference.unit = "µs"
-    track_relative.unit = "fused/reference"
-    track_speedup.unit = "reference/fused"
+def setup_cache() -> Samples:
+    """The samples of the commit that asv has installed."""
+    path = os.environ.get(RECORD)
+    run = _recorded(Path(path), os.environ["ASV_COMMIT"]) if path else _measured()
+    failed = [f"{check.workload}: {check.detail}" for check in run.checks if not check.passed]
+    if failed:
+        raise RuntimeError("wrong results, so their times count for nothing: " + "; ".join(failed))
+    samples: Samples = {}
+    for one in run.series:
+        both = samples.setdefault((one.workload, one.clock), {"fused": [], "reference": []})
+        both["fused"] += one.fused
+        both["reference"] += one.reference
+    return samples
 
 
-def _pairs(samples, workload, clock):
-    return list(zip(*samples.get((workload, clock), ((), ())), strict=True))
+setup_cache.timeout = 1800  # type: ignore[attr-defined]  # asv's name, in seconds: a GPU-less machine measures slowly
 
 
-def _microseconds(samples, workload, clock, side):
-    return _result([pair[side] for pair in _pairs(samples, workload, clock)])
+def _recorded(path: Path, commit: str) -> results.Run:
+    run = results.load_run(path)
+    if run.environment.commit != commit or run.environment.dirty:
+        state = " with uncommitted changes" if run.environment.dirty else ""
+        raise results.RecordError(f"{path}: measured at {run.environment.commit}{state}; asv asks for {commit}")
+    return run
 
 
-def _result(values):
-    """What asv stores: raw samples give it its confidence interval; NaN is its "not available"."""
-    return {"samples": values, "number": 1} if values else math.nan
+def _measured() -> results.Run:
+    import importlib.util
+
+    import torch
+
+    found = importlib.util.find_spec("dllm_kernels")
+    if found is None or not Path(str(found.origin)).is_relative_to(sys.prefix):
+        raise RuntimeError(f"dllm_kernels: expected asv's own installation below {sys.prefix}; found {found}")
+    chosen, _ = workloads.select(None, gpu=torch.cuda.is_available())
+    return measure.measure(chosen)
+
+
+def _needs_samples(samples: Samples, workload: str, clock: str) -> None:
+    if (workload, clock) not in samples:
+        raise NotImplementedError  # asv's word for "not available here"
+
+
+def track_fused_us(samples: Samples, workload: str, clock: str) -> dict[str, Any]:
+    """The fused operation."""
+    return _as_asv(samples[workload, clock]["fused"])
+
+
+def track_reference_us(samples: Samples, workload: str, clock: str) -> dict[str, Any]:
+    """The PyTorch reference."""
+    return _as_asv(samples[workload, clock]["reference"])
+
+
+def track_relative(samples: Samples, workload: str, clock: str) -> dict[str, Any]:
+    """Time of the fused operation as a share of the reference's, pair by pair: lower is better, as asv expects."""
+    both = samples[workload, clock]
+    return _as_asv([fused / reference for fused, reference in zip(both["fused"], both["reference"], strict=True)])
+
+
+def track_speedup(samples: Samples, workload: str, clock: str) -> dict[str, Any]:
+    """Time of the reference as a multiple of the fused operation's, pair by pair: higher is better; for reading."""
+    both = samples[workload, clock]
+    return _as_asv([reference / fused for fused, reference in zip(both["fused"], both["reference"], strict=True)])
+
+
+def _as_asv(samples: list[float]) -> dict[str, Any]:
+    """asv takes the median and an interval from a result of this form, whatever the benchmark's kind."""
+    return {"samples": samples, "number": 1}
+
+
+# Unit of each series, and whether less of it is better (for asv's viewers; asv itself takes less for better always).
+SERIES: dict[str, tuple[Callable[..., Any], str, bool]] = {
+    "track_fused_us": (track_fused_us, "µs", True),
+    "track_reference_us": (track_reference_us, "µs", True),
+    "track_relative": (track_relative, "of the reference", True),
+    "track_speedup": (track_speedup, "x", False),
+}
+for benchmark, unit, less_is_better in SERIES.values():
+    options: dict[str, Any] = {
+        "params": [list(workloads.WORKLOADS), list(CLOCKS)],
+        "param_names": ["workload", "clock"],
+        "setup": _needs_samples,
+        "unit": unit,
+        "less_is_better": less_is_better,
+        "version": "1",  # of the meaning; asv would otherwise drop the history at every edit of the source
+    }
+    vars(benchmark).update(options)

@@ -6,16 +6,21 @@ goes on when a container, host or runner is replaced.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 from benchmarks import report
-from benchmarks.bench_post_process import RECORD
+from benchmarks.bench_post_process import CLOCKS, RECORD, SERIES
 from benchmarks.gate import Judgement
 from benchmarks.results import Run
 
@@ -34,31 +39,41 @@ def record_and_publish(record: Path, run: Run, judgement: Judgement, site: Path)
     if commit is None or run.environment.dirty:
         print("History: not added, because the package was measured outside a clean commit.")
     else:
-        add(record, run, commit)
+        with Console().status(f"Adding {commit[:10]} to the history: asv installs it and takes the record's samples"):
+            add(record, run, commit)
         print(f"History: added {commit[:10]} on {machine_name(run)}.")
     return publish(run, judgement, site)
 
 
 def machine_name(run: Run) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", run.environment.device.lower()).strip("-")
+    """The device's model; of a CPU with its number of cores, which its times depend on."""
+    environment = run.environment
+    cores = f"-{environment.cpu_cores}-cores" if environment.device_type == "cpu" else ""
+    return re.sub(r"[^a-z0-9]+", "-", environment.device.lower()).strip("-") + cores
 
 
 def add(record: Path, run: Run, commit: str) -> None:
-    """Store the record's samples as asv's result for `commit`, in place of an earlier one."""
+    """Store the record's samples as asv's result for `commit`, in place of an earlier one.
+
+    Raises:
+        RuntimeError: asv failed, or did not save every series of the run.
+    """
     machine = machine_name(run)
     # Only what stays the same for years: another value of a key starts another series.
     _asv(
-        "machine", "--yes", "--machine", machine, "--os", "Linux", "--arch", os.uname().machine,
+        "machine", "--yes", "--machine", machine, "--os", platform.system(), "--arch", platform.machine(),
         "--cpu", "-", "--num_cpu", "-", "--ram", "-",
     )  # fmt: skip
     stored = RESULTS / machine
     before = _stamps(stored, commit)
-    _asv("run", "--machine", machine, "--record-samples", f"{commit}^!", record=record)
-    after = _stamps(stored, commit)
-    if not after or after == before:
+    # asv starts a process even for a parameter that has no samples: ask for those that have.
+    wanted = r"\((" + "|".join(sorted({rf"'{one.workload}', '{one.clock}'" for one in run.series})) + r")\)"
+    _asv("run", "--machine", machine, "--record-samples", "--bench", wanted, f"{commit}^!", record=record)
+    saved = [path for path, stamp in _stamps(stored, commit).items() if before.get(path) != stamp]
+    if not saved:
         raise RuntimeError(f"asv ended without an error but saved no result for {commit[:10]} in {stored}")
-    for path in after:
-        _expect_samples(path)
+    for path in saved:
+        _expect_all_saved(path, run)
 
 
 def publish(run: Run, judgement: Judgement, site: Path) -> Path:
@@ -67,8 +82,9 @@ def publish(run: Run, judgement: Judgement, site: Path) -> Path:
     history_link = None
     if RESULTS.exists():
         shutil.rmtree(HTML, ignore_errors=True)
-        _asv("publish", "--no-pull")
-        _run([sys.executable, "-m", "asv_tachyon", "install", str(HTML)])
+        with Console().status("Publishing the history"):
+            _asv("publish", "--no-pull")
+            _run([sys.executable, "-m", "asv_tachyon", "install", str(HTML)])
         shutil.rmtree(site / "asv", ignore_errors=True)
         shutil.copytree(HTML, site / "asv")
         history_link = "asv/index.html"
@@ -81,10 +97,19 @@ def _stamps(folder: Path, commit: str) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.glob(f"{commit[:8]}*.json")}
 
 
-def _expect_samples(path: Path) -> None:
+def _expect_all_saved(path: Path, run: Run) -> None:
+    """asv's exit code does not tell whether a benchmark stored anything."""
     stored = json.loads(path.read_text())["results"]
-    if not any(stored.values()):
-        raise RuntimeError(f"asv saved {path} without a single result")
+    for name in SERIES:
+        medians, params, *_ = next(value for key, value in stored.items() if key.endswith(f".{name}"))
+        known = {
+            (workload.strip("'"), clock.strip("'"))
+            for (workload, clock), median in zip(itertools.product(*params), medians, strict=True)
+            if isinstance(median, float) and not math.isnan(median)
+        }
+        missing = {(one.workload, one.clock) for one in run.series if one.clock in CLOCKS} - known
+        if missing:
+            raise RuntimeError(f"asv saved {path} without {name} of {sorted(missing)}")
 
 
 def _asv(*arguments: str, record: Path | None = None) -> None:

@@ -150,7 +150,10 @@ class _Bench:
         self.workload = workload
         self.device = device
         self.random = random.Random(seed)
-        self.implementations = {"fused": dllm_post_process_fused, "reference": dllm_post_process_reference}
+        self.implementations: dict[str, Callable[..., None]] = {
+            "fused": dllm_post_process_fused,
+            "reference": dllm_post_process_reference,
+        }
         copies = 1
         if device == "cuda":
             l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
@@ -171,9 +174,7 @@ class _Bench:
                 ids = self.prepared.clone()
                 confidence = torch.empty(ids.shape, device=self.device)
                 tokens = torch.empty_like(ids)
-                function(
-                    logits, ids, self.workload.mask_id, workloads.THRESHOLD, confidence=confidence, tokens=tokens
-                )
+                function(logits, ids, self.workload.mask_id, workloads.THRESHOLD, confidence=confidence, tokens=tokens)
                 outcomes[name] = ids, confidence, tokens
             (ids, p, tokens), (expected_ids, expected_p, expected_tokens) = outcomes["fused"], outcomes["reference"]
             if not torch.equal(tokens, expected_tokens):
@@ -275,7 +276,7 @@ def device_us_of_ranges(events: Sequence[Any], prefix: str, count: int) -> list[
     Raises:
         RuntimeError: a range is missing or holds no GPU activity.
     """
-    from torch.autograd import DeviceType
+    from torch._C._autograd import DeviceType
 
     starts, ends, activity = [0] * count, [0] * count, []
     for event in events:

@@ -108,7 +108,9 @@ def load_run(path: Path) -> Run:
         checks = tuple(Check(**check) for check in fields.pop("checks"))
         series = tuple(_series(path, one) for one in fields.pop("series"))
         workloads, skipped = tuple(fields.pop("workloads")), tuple(fields.pop("skipped"))
-        return Run(environment=environment, checks=checks, series=series, workloads=workloads, skipped=skipped, **fields)
+        return Run(
+            environment=environment, checks=checks, series=series, workloads=workloads, skipped=skipped, **fields
+        )
     except (KeyError, TypeError) as error:
         raise RecordError(f"{path}: not a complete record: {error}") from error
 

@@ -50,4 +50,5 @@ def speedup(series: Iterable[Series], confidence: float) -> Interval:
 
 def median_us(series: Iterable[Series], implementation: str) -> float:
     """Median over processes of the median sample of "fused" or "reference"."""
-    return statistics.median(statistics.median(getattr(one, implementation)) for one in series)
+    samples = [one.fused if implementation == "fused" else one.reference for one in series]
+    return statistics.median(statistics.median(values) for values in samples)

@@ -1,6 +1,6 @@
 """The named workloads that everything measures: shapes of real models, seeded inputs of realistic confidence.
 
-A name is BxLxV-dtype-share: blocks, positions a block, vocabulary, dtype of the logits, percent of the positions masked.
+A name is BxLxV-dtype-share: blocks, positions a block, vocabulary, dtype of the logits, percent of positions masked.
 """
 
 from __future__ import annotations

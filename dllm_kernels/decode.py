@@ -1,14 +1,16 @@
 """Block decoding with any model: semi-autoregressive blocks, each unmasked over several forward passes.
 
-The loop that LLaDA2 decodes by: the sequence is cut into blocks on a fixed grid; the block at hand starts as masks, every
-forward pass sees the sequence up to the end of that block and commits tokens of it by `dllm_post_process_fused`, until
-no mask is left in it; then the next block starts. The model is a callable from ids (B, T) to logits (B, T, V).
+The loop that LLaDA2 decodes by: the sequence is cut into blocks on a fixed grid; the block at hand starts as masks,
+every forward pass sees the sequence up to the end of that block and commits tokens of it by `dllm_post_process_fused`,
+until no mask is left in it; then the next block starts. The model is a callable from ids (B, T) to logits (B, T, V).
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -45,7 +47,7 @@ def decode(
     mask_id: int,
     generation_length: int,
     block_length: int = 32,
-    threshold: float = 0.95,
+    threshold: float | Tensor = 0.95,
     eos_id: int | None = None,
     prompt_lengths: Sequence[int] | None = None,
     exclude_ids: Sequence[int] = (),
@@ -55,7 +57,8 @@ def decode(
     """Generate `generation_length` tokens after each prompt.
 
     Args:
-        model: ids (B, T) int64 -> logits (B, T, V), float16, bfloat16 or float32; T grows by blocks. It sees masks.
+        model: ids (B, T) int64 -> logits (B, T, V), float16, bfloat16 or float32; T grows by blocks. It sees
+            the masks, must not write the ids, and runs without gradients.
         prompt_ids: (B, P) int64; not changed. A mask id inside a prompt is text and stays.
         mask_id: the mask token; never generated.
         block_length: positions decoded together; blocks lie on multiples of it, so a prompt may end inside one.
@@ -86,7 +89,7 @@ def iter_decode(
     mask_id: int,
     generation_length: int,
     block_length: int = 32,
-    threshold: float = 0.95,
+    threshold: float | Tensor = 0.95,
     eos_id: int | None = None,
     prompt_lengths: Sequence[int] | None = None,
     exclude_ids: Sequence[int] = (),
@@ -111,9 +114,8 @@ class _Run:
     prompt_ends: Tensor  # (B,)
     generation_length: int
     block_length: int
-    first_block: int
     mask_id: int
-    threshold: float
+    threshold: float | Tensor
     eos_id: int | None
     exclude_ids: tuple[int, ...]
     max_forward_passes: float
@@ -126,7 +128,7 @@ def _prepare(
     mask_id: int,
     generation_length: int,
     block_length: int,
-    threshold: float,
+    threshold: float | Tensor,
     eos_id: int | None,
     prompt_lengths: Sequence[int] | None,
     exclude_ids: Sequence[int],
@@ -139,32 +141,40 @@ def _prepare(
     if prompt_ids.dim() != 2:
         raise ValueError(f"prompt_ids: expected shape (B, P); got {tuple(prompt_ids.shape)}")
     batch, longest = prompt_ids.shape
-    lengths = [longest] * batch if prompt_lengths is None else [int(length) for length in prompt_lengths]
+    lengths = [longest] * batch if prompt_lengths is None else [_as_int("prompt_lengths", n) for n in prompt_lengths]
     if len(lengths) != batch or not all(0 <= length <= longest for length in lengths):
         raise ValueError(f"prompt_lengths: expected {batch} values from 0 to {longest}; got {lengths}")
-    if generation_length < 0:
-        raise ValueError(f"generation_length: expected at least 0; got {generation_length}")
-    if block_length < 1:
-        raise ValueError(f"block_length: expected at least 1; got {block_length}")
-    if max_forward_passes is not None and max_forward_passes < 0:
-        raise ValueError(f"max_forward_passes: expected at least 0; got {max_forward_passes}")
+    generation_length = _at_least("generation_length", generation_length, 0)
+    block_length = _at_least("block_length", block_length, 1)
+    if max_forward_passes is not None:
+        max_forward_passes = _at_least("max_forward_passes", max_forward_passes, 0)
     if eos_id == mask_id:
         raise ValueError(f"eos_id: expected another token than mask_id; got {eos_id} for both")
     if len(exclude_ids) >= MAX_EXCLUDE_IDS:
         raise ValueError(f"exclude_ids: expected at most {MAX_EXCLUDE_IDS - 1} ids beside the mask; got {exclude_ids}")
 
+    # Blocks without positions: the operation's checks of what it will be given, before the model runs.
+    dllm_post_process_fused(
+        prompt_ids.new_empty((batch, 0, 2 * MAX_EXCLUDE_IDS), dtype=torch.float32),
+        prompt_ids.new_empty((batch, 0)),
+        mask_id,
+        threshold,
+        exclude_ids=(mask_id, *exclude_ids),
+        backend=backend,
+    )
+
     ends = torch.tensor(lengths, dtype=torch.int64, device=prompt_ids.device)
     blocks = -(-(max(lengths, default=0) + generation_length) // block_length)
     sequences = prompt_ids.new_full((batch, blocks * block_length), mask_id)
     columns = torch.arange(longest, device=prompt_ids.device)
-    sequences[:, :longest].copy_(torch.where(columns < ends.unsqueeze(-1), prompt_ids, mask_id)[:, : sequences.shape[1]])
+    prompts = torch.where(columns < ends.unsqueeze(-1), prompt_ids, mask_id)[:, : sequences.shape[1]]
+    sequences[:, : prompts.shape[1]] = prompts
     return _Run(
         model=model,
         sequences=sequences,
         prompt_ends=ends,
         generation_length=generation_length,
         block_length=block_length,
-        first_block=min(lengths, default=0) // block_length if generation_length else blocks,
         mask_id=mask_id,
         threshold=threshold,
         eos_id=eos_id,
@@ -174,49 +184,60 @@ def _prepare(
     )
 
 
+def _at_least(name: str, value: int, least: int) -> int:
+    value = _as_int(name, value)
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}; got {value}")
+    return value
+
+
+def _as_int(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{name}: expected an integer; got {value!r}")
+    return operator.index(value)
+
+
 def _steps(run: _Run) -> Iterator[DecodeStep]:
-    if run.sequences.shape[0] == 0:
-        return
-    columns = torch.arange(run.sequences.shape[1], device=run.sequences.device)
-    is_prompt = columns < run.prompt_ends.unsqueeze(-1)
-    is_beyond = columns >= (run.prompt_ends + run.generation_length).unsqueeze(-1)
+    positions = torch.arange(run.sequences.shape[1], device=run.sequences.device)
+    starts = run.prompt_ends.unsqueeze(-1)
+    fixed = (positions < starts) | (positions >= starts + run.generation_length)
+    masks, ended = _progress(run, fixed)
     forward_passes = 0
-    for block in range(run.first_block, run.sequences.shape[1] // run.block_length):
+    while any(masks) and forward_passes < run.max_forward_passes:
+        block = next(block for block, left in enumerate(masks) if left)
         end = (block + 1) * run.block_length
         window = slice(end - run.block_length, end)
-        # Where a sequence ended, inside the block or before it, it keeps what it has.
-        fixed = is_prompt[:, window] | is_beyond[:, window]
-        masks_left, ended = _progress(run, fixed, window)
-        while masks_left and forward_passes < run.max_forward_passes:
-            input_ids = run.sequences[:, :end]
-            logits = _logits(run, input_ids)
-            dllm_post_process_fused(
-                logits[:, window],
-                run.sequences[:, window],
-                run.mask_id,
-                run.threshold,
-                prompt_mask=fixed | ended.unsqueeze(-1),
-                exclude_ids=run.exclude_ids,
-                backend=run.backend,
-            )
-            forward_passes += 1
-            masks_left, ended = _progress(run, fixed, window)
-            yield DecodeStep(forward_passes, block, input_ids, masks_left)
+        input_ids = run.sequences[:, :end]
+        dllm_post_process_fused(
+            _logits(run, input_ids)[:, window],
+            run.sequences[:, window],
+            run.mask_id,
+            run.threshold,
+            prompt_mask=fixed[:, window] | ended.unsqueeze(-1),
+            exclude_ids=run.exclude_ids,
+            backend=run.backend,
+        )
+        forward_passes += 1
+        masks, ended = _progress(run, fixed)
+        yield DecodeStep(forward_passes, block, input_ids, masks[block])
 
 
 def _logits(run: _Run, input_ids: Tensor) -> Tensor:
-    logits = run.model(input_ids)
+    with torch.no_grad():
+        logits = run.model(input_ids)
     if not isinstance(logits, Tensor) or logits.dim() != 3 or logits.shape[:2] != input_ids.shape:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"model: expected logits of shape {(*input_ids.shape, 'V')}; got {got}")
     return logits
 
 
-def _progress(run: _Run, fixed: Tensor, window: slice) -> tuple[int, Tensor]:
-    """Masks that the block still has to lose (the step's one synchronisation), and which sequences ended (B,)."""
+def _progress(run: _Run, fixed: Tensor) -> tuple[list[int], Tensor]:
+    """Masks that each block still has to lose (the step's one synchronisation), and which sequences ended (B,)."""
     ended = _first_end(run).ne(run.sequences.shape[1])
-    open_masks = (run.sequences[:, window] == run.mask_id) & ~fixed & ~ended.unsqueeze(-1)
-    return int(open_masks.sum()), ended
+    to_fill = (run.sequences == run.mask_id) & ~fixed & ~ended.unsqueeze(-1)
+    blocks = run.sequences.shape[1] // run.block_length
+    masks: list[int] = to_fill.view(len(to_fill), blocks, run.block_length).sum(dim=(0, 2)).tolist()
+    return masks, ended
 
 
 def _first_end(run: _Run) -> Tensor:

@@ -14,6 +14,7 @@ last ticket acquires them all.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,7 +41,10 @@ NO_TOKEN = tl.constexpr(2**31 - 1)
 RANK_NAN = tl.constexpr(-1.0)
 RANK_UNMASKED = tl.constexpr(-2.0)
 LOG2E = tl.constexpr(1.4426950408889634)
-MAX_SCALED_LOGIT = tl.constexpr(1e38)  # below it, a logit times LOG2E is a float32
+LN2 = tl.constexpr(0.6931471805599453)
+# Up to here LOG2E * maximum is rounded by less than 2.5e-4, which a factor of first order corrects to 1e-8. Shares with
+# larger maxima take the slow path, which subtracts first.
+MAX_SCALED_LOGIT = tl.constexpr(4096.0)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -79,23 +83,25 @@ def _exp2(exponents):
 
 
 @triton.jit
+def _scaled_difference(logits, shift):
+    """logits * LOG2E - shift, rounded once. The interpreter has no fused multiply-add, but it has float64."""
+    if INTERPRETED:
+        return (logits.to(tl.float64) * LOG2E - shift).to(tl.float32)
+    return tl.fma(logits, LOG2E, -shift)
+
+
+@triton.jit
 def _exp2_of(logits, shift):
     """2 ** (logits * LOG2E - shift), one fused multiply-add and one exponential.
 
     A shift of round(maximum * LOG2E) is as good as the exact one, if all of a sum use the same: the product is not
-    rounded before the subtraction. The interpreter has no fused multiply-add, but it has float64.
+    rounded before the subtraction.
     """
-    if INTERPRETED:
-        exponents = (logits.to(tl.float64) * LOG2E - shift).to(tl.float32)
-    else:
-        exponents = tl.fma(logits, LOG2E, -shift)
-    return _exp2(exponents)
+    return _exp2(_scaled_difference(logits, shift))
 
 
 @triton.jit
-def _load_masked(
-    ids_ptr, prompt_ptr, positions, mask_id, L, stride_ids_l: tl.int64, stride_prompt_l: tl.int64
-):
+def _load_masked(ids_ptr, prompt_ptr, positions, mask_id, L, stride_ids_l: tl.int64, stride_prompt_l: tl.int64):
     """Which of a block's positions are masked."""
     in_block = positions < L
     masked = in_block & (tl.load(ids_ptr + positions * stride_ids_l, mask=in_block, other=0) == mask_id)
@@ -157,7 +163,7 @@ def _reread_share(
     row_ptr, first, tiles, offs, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
-    """`_read_share` where fast arithmetic will not do: for NaN, infinities, and logits whose product overflows.
+    """`_read_share` where fast arithmetic will not do: for NaN, infinities, and very large logits.
 
     The candidate is the first NaN if there is one, else the first maximum: hardware maxima skip NaN and the
     interpreter's propagate it, so nothing of the first pass is used.
@@ -238,8 +244,9 @@ def _read_share(
     share_maximum = tl.max(maximum, 0)
     shift = _finite_or_zero(share_maximum) * LOG2E
     share_sum = tl.sum(exp_sum * _exp2(_finite_or_zero(maximum) * LOG2E - shift), 0)
-    # From a sum over 2 ** (logits * LOG2E - shift) to one over exp(logits - maximum): shift was rounded.
-    share_sum *= _exp2_of(-_finite_or_zero(share_maximum), -shift)
+    # From a sum over 2 ** (logits * LOG2E - shift) to one over exp(logits - maximum): shift was rounded, by so little
+    # that 2 ** -rounding is 1 - rounding * ln(2).
+    share_sum *= 1.0 - _scaled_difference(_finite_or_zero(share_maximum), shift) * LN2
     share_best = tl.max(best, 0)
     columns = first + tl.min(tl.where(best == share_best, best_tile, tiles), 0) * TILE + offs
     candidate = _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
@@ -334,9 +341,7 @@ def _post_process_kernel(
     if prompt_ptr is not None:
         prompt_ptr += block * stride_prompt_b
 
-    first_masked = _load_masked(
-        ids_ptr, prompt_ptr, tl.arange(0, BLOCK_L), mask_id, L, stride_ids_l, stride_prompt_l
-    )
+    first_masked = _load_masked(ids_ptr, prompt_ptr, tl.arange(0, BLOCK_L), mask_id, L, stride_ids_l, stride_prompt_l)
     token = tl.load(ids_ptr + position * stride_ids_l)
     masked = token == mask_id
     if prompt_ptr is not None:
@@ -365,9 +370,7 @@ def _post_process_kernel(
         logits_ptr + row_start, split * tiles * (THREADS * WIDTH), tiles, V,
         exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, UNROLL, THREADS, WIDTH,
     )  # fmt: skip
-    masked_rows = _count_masked(
-        first_masked, ids_ptr, prompt_ptr, mask_id, L, stride_ids_l, stride_prompt_l, BLOCK_L
-    )
+    masked_rows = _count_masked(first_masked, ids_ptr, prompt_ptr, mask_id, L, stride_ids_l, stride_prompt_l, BLOCK_L)
     field = (L * splits).to(tl.int64)
     partials_ptr = workspace_ptr + block * FIELDS * field
     partial_ptr = partials_ptr + position * splits + split
@@ -432,22 +435,20 @@ def _config(vocab: int) -> Config:
 
 def workspace_size(logits: Tensor) -> int:
     """See `dllm_kernels.workspace_size`."""
-    rows = logits[..., 0].numel()
-    config = _config(logits.shape[-1])
-    return workspaces.size(partial_words=FIELDS.value * rows * config.max_splits)
-
-
-def _cut(rows: int, vocab: int, itemsize: int, config: Config, processors: int) -> tuple[int, int]:
-    """Programs per row and tiles per program: as few programs as fill the GPU."""
-    total_tiles = triton.cdiv(vocab, 32 * config.num_warps * 16 // itemsize)
-    splits = min(config.max_splits, total_tiles, triton.cdiv(PROGRAMS_PER_PROCESSOR * processors, rows))
-    tiles = triton.cdiv(total_tiles, splits)
-    return triton.cdiv(total_tiles, tiles), tiles
+    *batch, vocab = logits.shape
+    return workspaces.size(partial_words=FIELDS.value * math.prod(batch) * _config(vocab).max_splits)
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
-    return 1 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
+def _cut(rows: int, vocab: int, itemsize: int, device: torch.device) -> tuple[int, int]:
+    """Programs per row and tiles per program: as few programs as fill the GPU."""
+    config = _config(vocab)
+    processors = 1 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
+    tile = 32 * config.num_warps * 16 // itemsize
+    total_tiles = -(-vocab // tile)
+    splits = min(config.max_splits, total_tiles, -(-PROGRAMS_PER_PROCESSOR * processors // rows))
+    tiles = -(-total_tiles // splits)
+    return -(-total_tiles // tiles), tiles
 
 
 def post_process(
@@ -471,7 +472,7 @@ def post_process(
     if vocab > MAX_VOCAB:
         raise ValueError(f"logits: expected a vocabulary of at most {MAX_VOCAB} tokens on 'triton'; got {vocab}")
     config = _config(vocab)
-    splits, tiles = _cut(rows, vocab, logits.element_size(), config, _processors(device))
+    splits, tiles = _cut(rows, vocab, logits.element_size(), device)
     if rows * splits > MAX_PROGRAMS:
         raise ValueError(f"logits: expected at most {MAX_PROGRAMS // splits} positions on 'triton'; got {rows}")
     if workspace is None:
@@ -480,23 +481,23 @@ def post_process(
     # The stride of an absent batch is 0: there is one block.
     logits_strides = logits.stride() if batch else (0, *logits.stride())
     ids_strides = input_ids.stride() if batch else (0, *input_ids.stride())
-    prompt_strides = (0, 0)
+    prompt_strides: tuple[int, ...] = (0, 0)
     if prompt_mask is not None:
         prompt_strides = prompt_mask.stride() if batch else (0, *prompt_mask.stride())
     alignment = 16 // logits.element_size()
     if logits_strides[0] % alignment or logits_strides[1] % alignment:
         alignment = 1
-    per_block = isinstance(threshold, Tensor)
+    thresholds = threshold if isinstance(threshold, Tensor) else None
     excluded = (*exclude_ids, -1, -1, -1, -1)
     _post_process_kernel[(rows * splits,)](
         logits,
         input_ids,
         prompt_mask,
-        threshold if per_block else None,
+        thresholds,
         *outputs,
         workspace,
         mask_id,
-        0.0 if per_block else threshold,
+        threshold if thresholds is None else 0.0,
         *excluded[:4],
         block_length,
         vocab,
@@ -507,13 +508,13 @@ def post_process(
         logits_strides[1] // alignment,
         *ids_strides,
         *prompt_strides,
-        threshold.stride(0) if per_block else 0,
+        0 if thresholds is None else thresholds.stride(0),
         EXCLUDED=bool(exclude_ids),
         ALIGNMENT=alignment,
         SPLITS=config.max_splits,
         UNROLL=config.unroll,
         THREADS=32 * config.num_warps,
         WIDTH=16 // logits.element_size(),
-        BLOCK_L=min(triton.next_power_of_2(block_length), MAX_BLOCK_L),
+        BLOCK_L=min(1 << (block_length - 1).bit_length(), MAX_BLOCK_L),
         num_warps=config.num_warps,
     )

@@ -129,7 +129,8 @@ def workspace_size(logits: Tensor) -> int:
 
     It also serves every smaller batch or block of the same vocabulary and dtype, and any mixture of them.
     """
-    return _gpu().workspace_size(logits)
+    elements: int = _gpu().workspace_size(logits)
+    return elements
 
 
 def warmup(
@@ -189,13 +190,13 @@ def _post_process_eager(
     if logits.dim() == 2:
         logits, input_ids = logits.unsqueeze(0), input_ids.unsqueeze(0)
         prompt_mask = None if prompt_mask is None else prompt_mask.unsqueeze(0)
-        per_position, remaining = outputs[:3], outputs[3]
-        outputs = (*(None if out is None else out.unsqueeze(0) for out in per_position), remaining)
+        confidence, tokens, accepted = (None if out is None else out.unsqueeze(0) for out in outputs[:3])
+        outputs = (confidence, tokens, accepted, outputs[3])
     with torch.no_grad():
         masked = input_ids == mask_id
         if prompt_mask is not None:
             masked &= ~prompt_mask
-        if backend == "cpu":
+        if backend == "cpu" and cpu.is_faster(logits):
             statistics = cpu.row_statistics(logits, masked, exclude_ids)
         else:
             statistics = reference.row_statistics(logits, exclude_ids)
@@ -310,11 +311,12 @@ def _check_threshold(threshold: float | Tensor, logits: Tensor) -> float | Tenso
         blocks = logits.shape[0] if logits.dim() == 3 else 1
         _check_tensor("threshold", threshold, torch.float32, (blocks,), logits.device)
         return threshold
-    if isinstance(threshold, bool) or not isinstance(threshold, Real):
+    number: object = threshold
+    if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(f"threshold: expected a number or a float32 tensor; got {threshold!r}")
-    if math.isnan(threshold):
+    if math.isnan(number):
         raise ValueError("threshold: expected a number that can be compared with; got nan")
-    return float(threshold)
+    return float(number)
 
 
 def _check_exclude_ids(exclude_ids: Sequence[int], vocab: int) -> list[int]:

@@ -33,17 +33,11 @@ def row_statistics(logits: Tensor, exclude_ids: Sequence[int] = ()) -> tuple[Ten
     lowest_allowed = next(token for token in range(vocab) if token not in excluded)
     for token in excluded:
         candidates = torch.where(candidates == token, lowest_allowed, candidates)
-    return _softmax_at(logits, candidates.unsqueeze(-1)).squeeze(-1), candidates
-
-
-def _softmax_at(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Softmax probability in float32 of tokens (B, L, 1), good to 1e-6."""
-    if logits.device.type != "cpu":
-        return torch.softmax(logits, dim=-1, dtype=torch.float32).gather(-1, tokens)
-    # On the CPU, torch.softmax adds up a row in a few running sums: 6e-6 off at 30522 logits. torch.sum adds pairwise.
-    weights = logits.to(torch.float32, copy=True)
-    weights.sub_(weights.amax(dim=-1, keepdim=True)).exp_()
-    return weights.gather(-1, tokens) / weights.sum(dim=-1, keepdim=True)
+    probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
+    # torch.softmax adds a row up in a few running sums: the whole row is 6e-6 off at 30522 logits on a CPU, 1.4e-6 at
+    # 128000 on an H100. torch.sum adds pairwise, so what the row adds up to corrects it.
+    total = probabilities.sum(dim=-1)
+    return probabilities.gather(-1, candidates.unsqueeze(-1)).squeeze(-1) / total, candidates
 
 
 def commit(

@@ -1,7 +1,7 @@
 """Device memory that the Triton backend keeps between calls: partial results and tickets.
 
-A workspace is a flat int32 tensor. Tickets, which must be zero before a call and are zero again after it, take its last
-fifth; partial results, which may hold anything, the rest. So one workspace serves calls of any shape that fits, in turn.
+A workspace is a flat int32 tensor. Tickets, which must be zero before a call and are zero again after it, take its
+last fifth; partial results, which may hold anything, the rest. So one workspace serves calls of any shape that fits.
 
 Eager calls share one workspace per device and stream, where they run in order. A call captured into a CUDA graph gets
 one of its own, because graphs captured on one stream may replay side by side; it returns to a pool when the last graph
@@ -42,7 +42,8 @@ def acquire(device: torch.device, elements: int) -> Tensor:
         return torch.zeros(elements, dtype=torch.int32, device=device)
     if torch.cuda.is_current_stream_capturing():
         return _captured(device, elements)
-    key = (device.index, torch.cuda.current_stream(device).cuda_stream)
+    # As Triton asks for the stream it launches on: torch.cuda.current_stream() costs 10 us more.
+    key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))
     workspace = _eager.get(key)
     if workspace is None or workspace.numel() < elements:
         with _lock:
@@ -89,7 +90,7 @@ def _cut_zeroed(device: torch.device, elements: int) -> Tensor:
     if free is None or free.numel() < elements:
         mode = ctypes.c_int(_CAPTURE_MODE_RELAXED)
         _check(_libcuda().cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)))
-        stream = torch.cuda.Stream(device)
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             free = torch.zeros(max(elements, _CHUNK_ELEMENTS), dtype=torch.int32, device=device)
         stream.synchronize()

@@ -1,4 +1,4 @@
-"""Where the tests run: Triton's interpreter without a GPU, the GPU with one; and how often the undecidable band was met."""
+"""Where the tests run: Triton's interpreter without a GPU, else the GPU; and how often the undecidable band was met."""
 
 from __future__ import annotations
 

@@ -62,7 +62,9 @@ def check(
     if prompt_mask is not None:
         masked &= ~prompt_mask
     for block, threshold in enumerate(thresholds):
-        rows = {position: row(logits[block, position], exclude_ids) for position in masked[block].nonzero()[:, 0].tolist()}
+        rows = {
+            position: row(logits[block, position], exclude_ids) for position in masked[block].nonzero()[:, 0].tolist()
+        }
         _check_block(outcome, block, rows, input_ids[block], mask_id, threshold)
 
 

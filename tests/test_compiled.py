@@ -33,7 +33,10 @@ def barrier_orders_the_ticket(code: dict) -> bool:
     memory and which goes away with the reductions that need it.
     """
     return _barrier_between(
-        code["ttir"], ticket=r"tt\.atomic_rmw add, acq_rel, gpu", store=r"tt\.store", barrier=r"gpu\.barrier|ttg\.barrier"
+        code["ttir"],
+        ticket=r"tt\.atomic_rmw add, acq_rel, gpu",
+        store=r"tt\.store",
+        barrier=r"gpu\.barrier|ttg\.barrier",
     ) and _barrier_between(
         code["ptx"], ticket=r"atom\.global\.gpu\.acq_rel\.add", store=r"st\.global", barrier=r"bar\.sync|barrier\.sync"
     )

@@ -44,11 +44,11 @@ BAD = {
     "ids no tensor": ({"input_ids": [3]}, TypeError, "input_ids: expected a tensor"),
     "ids int16": ({"input_ids": torch.zeros(B, L).short()}, TypeError, "input_ids: .*int16"),
     "ids float": ({"input_ids": torch.zeros(B, L)}, TypeError, "input_ids: .*float32"),
-    "ids of another length": ({"input_ids": torch.zeros(B, L + 1).long()}, ValueError, r"input_ids: .*\(2, 4\).*\(2, 5\)"),
+    "ids of another length": ({"input_ids": torch.zeros(B, L + 1).long()}, ValueError, r"input_ids: .*\(2, 5\)"),
     "ids without batch": ({"input_ids": torch.zeros(L).long()}, ValueError, "input_ids: expected shape"),
     "ids elsewhere": ({"input_ids": torch.zeros(B, L, device="meta").long()}, ValueError, "input_ids: expected device"),
     "ids expanded": ({"input_ids": torch.zeros(B, 1).long().expand(B, L)}, ValueError, "input_ids: .*overlap"),
-    "ids expanded in the batch": ({"input_ids": torch.zeros(L).long().expand(B, L)}, ValueError, "input_ids: .*overlap"),
+    "ids expanded blocks": ({"input_ids": torch.zeros(L).long().expand(B, L)}, ValueError, "input_ids: .*overlap"),
     "ids in windows": ({"input_ids": _overlapping(1, 1)}, ValueError, "input_ids: .*overlap"),
     "ids that meet": ({"input_ids": _overlapping(3, 1)}, ValueError, "input_ids: .*overlap"),
     "ids that meet once": ({"input_ids": _overlapping(6, 2)}, ValueError, "input_ids: .*overlap"),
@@ -57,7 +57,7 @@ BAD = {
     "mask id tensor": ({"mask_id": torch.tensor(3)}, TypeError, "mask_id"),
     "mask id beyond int64": ({"mask_id": 2**63}, ValueError, "mask_id: .*int64.*9223372036854775808"),
     "mask id beyond int32": (
-        {"mask_id": 2**31, "input_ids": torch.zeros(B, L, dtype=torch.int32)}, ValueError, "mask_id: .*int32.*2147483648",
+        {"mask_id": 2**31, "input_ids": torch.zeros(B, L).int()}, ValueError, "mask_id: .*int32.*2147483648",
     ),
     "threshold nan": ({"threshold": float("nan")}, ValueError, "threshold: .*nan"),
     "threshold string": ({"threshold": "high"}, TypeError, "threshold: .*'high'"),
@@ -89,8 +89,8 @@ BAD = {
         {"input_ids": SHARED.view(B, L), "tokens": SHARED.view(B, L)}, ValueError, "tokens: .*overlaps input_ids",
     ),
     "workspace float": ({"workspace": torch.zeros(9999)}, TypeError, "workspace: .*int32.*float32"),
-    "workspace strided": ({"workspace": torch.zeros(99, 2).int()[:, 0]}, ValueError, "workspace: expected a contiguous"),
-    "backend unknown": ({"backend": "cuda"}, ValueError, "backend: expected one of auto, triton, cpu, reference; got 'cuda'"),
+    "workspace strided": ({"workspace": torch.zeros(9, 2).int()[:, 0]}, ValueError, "workspace: .*contiguous"),
+    "backend unknown": ({"backend": "cuda"}, ValueError, "backend: expected one of .*; got 'cuda'"),
 }  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def test_two_graphs_of_one_stream_replay_side_by_side():
 
 
 def test_memory_of_a_destroyed_graph_is_used_again():
-    case = make_case(4, 32, 20_000)
+    case = make_case(4, 32, 20_000, threshold=0.5)
     logits, ids = _on_gpu(case)
     taken = workspace._captured_by_device
     for _ in range(3):
@@ -114,7 +114,7 @@ def test_memory_of_a_destroyed_graph_is_used_again():
     for graph in kept:
         ids.copy_(case.input_ids)
         graph.replay()
-        assert ids.cpu().equal(_expected(case).clone())
+        assert ids.cpu().equal(_expected(case))
 
 
 def test_a_workspace_of_ones_own():
@@ -248,6 +248,7 @@ def _kernels():
     return caches[0]
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_nothing_waits_for_the_gpu():
     case = make_case(2, 32, 20_000, threshold=0.5)
     logits, ids = _on_gpu(case)

@@ -1,0 +1,146 @@
+"""History: what asv stores is what was judged, and what must not enter does not. With asv itself, in a repository of
+its own whose package is a stand-in: nothing is measured here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import statistics
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench_post_process, gate, history, results
+from benchmarks.results import Check, Environment, Run, Series
+
+ROOT = Path(__file__).parent.parent
+WORKLOAD = "1x32x128000-fp16-100"
+FUSED, REFERENCE = (10.0, 11.0, 12.5), (40.0, 41.0, 40.5)
+
+
+def make_run(commit: str | None, *, dirty: bool = False, fused: tuple[float, ...] = FUSED) -> Run:
+    environment = Environment(
+        device="Some CPU @ 2.0GHz", device_type="cpu", cpu_cores=2, python="3.11.7", torch="2.13.0", triton=None,
+        cuda=None, driver=None, commit=commit, dirty=dirty,
+    )  # fmt: skip
+    return Run(
+        created="2026-01-01T00:00:00+00:00", command="python -m benchmarks bench", seed=0, environment=environment,
+        workloads=(WORKLOAD,), skipped=(), clock_methods={"call_us": "host clock"},
+        checks=(Check(WORKLOAD, 0, True, ""),), series=(Series(WORKLOAD, "call_us", 0, fused, REFERENCE),),
+    )  # fmt: skip
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=n", "-c", "user.email=e@example.org", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with today's measuring side and an empty package, at a detached HEAD."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("asv.conf.json", "pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "dllm_kernels").mkdir()
+    (folder / "dllm_kernels" / "__init__.py").write_text('__version__ = "0"\n')
+    git(folder, "init", "--quiet", "--initial-branch", "topic")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "first")
+    git(folder, "checkout", "--quiet", "--detach")
+    return folder
+
+
+@pytest.fixture
+def here(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`history` at work in the checkout; asv's list of machines is not the user's own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(history, "ROOT", checkout)
+    monkeypatch.setattr(history, "RESULTS", checkout / ".asv" / "results")
+    monkeypatch.setattr(history, "HTML", checkout / ".asv" / "html")
+    return checkout
+
+
+def record_and_publish(folder: Path, run: Run) -> Path:
+    record = folder / ".bench" / "latest.json"
+    results.save_run(run, record)
+    judgement = gate.judge(run, gate.Policy(), None)
+    return history.record_and_publish(record, run, judgement, folder / ".bench" / "dashboard")
+
+
+def stored_medians(folder: Path, commit: str, series: str) -> list[float]:
+    (path,) = (folder / ".asv" / "results").glob(f"*/{commit[:8]}-*.json")
+    medians = json.loads(path.read_text())["results"][f"bench_post_process.{series}"][0]
+    return [value for value in medians if isinstance(value, float) and not math.isnan(value)]
+
+
+def test_asv_stores_what_was_judged_and_a_repetition_replaces_it(here: Path, capsys: pytest.CaptureFixture) -> None:
+    commit = git(here, "rev-parse", "HEAD")
+    page = record_and_publish(here, make_run(commit))
+    assert "added" in capsys.readouterr().out
+    assert stored_medians(here, commit, "track_fused_us") == [statistics.median(FUSED)]
+    assert stored_medians(here, commit, "track_reference_us") == [statistics.median(REFERENCE)]
+    relative = [fused / reference for fused, reference in zip(FUSED, REFERENCE, strict=True)]
+    assert stored_medians(here, commit, "track_relative") == pytest.approx([statistics.median(relative)], rel=1e-4)
+
+    assert 'href="asv/index.html"' in page.read_text()
+    index = json.loads((page.parent / "asv" / "index.json").read_text())
+    assert list(index["machines"]) == ["some-cpu-2-0ghz-2-cores"]
+    graphs = [
+        path for path in (page.parent / "asv" / "graphs").rglob("*track_fused_us.json") if "summary" not in str(path)
+    ]
+    assert graphs, "a detached HEAD is published too"
+
+    record_and_publish(here, make_run(commit, fused=(20.0, 21.0, 22.0)))
+    assert stored_medians(here, commit, "track_fused_us") == [21.0]
+
+
+@pytest.mark.parametrize(("commit", "dirty"), [("0" * 40, True), (None, True)])
+def test_uncommitted_changes_enter_no_history(
+    here: Path, commit: str | None, dirty: bool, capsys: pytest.CaptureFixture
+) -> None:
+    before = sorted((here / ".asv").rglob("results/*/*.json"))
+    page = record_and_publish(here, make_run(commit, dirty=dirty))
+    assert page.exists()
+    assert "not added" in capsys.readouterr().out
+    assert sorted((here / ".asv").rglob("results/*/*.json")) == before
+
+
+def test_a_result_that_asv_did_not_save_is_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = git(here, "rev-parse", "HEAD")
+    monkeypatch.setattr(history, "_asv", lambda *arguments, record=None: None)
+    with pytest.raises(RuntimeError, match="saved no result"):
+        record_and_publish(here, make_run(commit))
+
+
+def test_a_series_that_asv_did_not_save_is_an_error(here: Path) -> None:
+    run = make_run(git(here, "rev-parse", "HEAD"))
+    record = here / "record.json"
+    results.save_run(run, record)
+    other = dataclasses.replace(run.series[0], workload="1x32x157184-bf16-100")
+    more = dataclasses.replace(run, series=(*run.series, other))
+    with pytest.raises(RuntimeError, match=r"without track_fused_us of .*1x32x157184-bf16-100"):
+        history.add(record, more, str(run.environment.commit))
+
+
+@pytest.mark.parametrize(("of", "dirty"), [("1" * 40, False), ("2" * 40, True)])
+def test_the_suite_takes_no_record_of_another_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str, dirty: bool
+) -> None:
+    results.save_run(make_run(of, dirty=dirty), tmp_path / "record.json")
+    monkeypatch.setenv(bench_post_process.RECORD, str(tmp_path / "record.json"))
+    monkeypatch.setenv("ASV_COMMIT", "2" * 40)
+    with pytest.raises(results.RecordError, match="asv asks for 2222"):
+        bench_post_process.setup_cache()
+
+
+def test_the_suite_takes_no_times_of_wrong_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = dataclasses.replace(make_run("2" * 40), checks=(Check(WORKLOAD, 0, False, "3 ids differ"),))
+    results.save_run(run, tmp_path / "record.json")
+    monkeypatch.setenv(bench_post_process.RECORD, str(tmp_path / "record.json"))
+    monkeypatch.setenv("ASV_COMMIT", "2" * 40)
+    with pytest.raises(RuntimeError, match="3 ids differ"):
+        bench_post_process.setup_cache()
