@@ -32,7 +32,7 @@ class Policy:
 
     floors: dict[str, dict[str, float]] = field(
         default_factory=lambda: {
-            "cuda": {"device_us": 5.0, "call_us": 3.0},
+            "cuda": {"device_us": 3.0, "call_us": 1.5},
             "cpu": {"call_us": 1.0},
         }
     )

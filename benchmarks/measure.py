@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import random
 import shlex
@@ -18,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -319,27 +319,28 @@ def describe_environment(device: str) -> Environment:
 
 
 def commit_of(folder: Path) -> tuple[str | None, bool]:
-    """HEAD of the checkout that `folder` lies in and whether tracked files differ; (None, True) outside of one."""
-    with _no_git_is_no_commit():
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
-        tracked = subprocess.run(
-            ["git", "ls-files", "--error-unmatch", "."], cwd=folder, capture_output=True, text=True, check=False
-        )
-        if head.returncode == 0 and tracked.returncode == 0:
-            status = subprocess.run(
-                ["git", "status", "--porcelain", "--untracked-files=no"],
-                cwd=folder, capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            return head.stdout.strip(), bool(status.stdout.strip())
-    return None, True
+    """HEAD of the checkout that `folder` lies in, and whether tracked files differ; (None, True) where none is known.
+
+    A copy that travels without its repository says in DLLM_KERNELS_COMMIT which commit it is a copy of.
+    """
+    if named := os.environ.get("DLLM_KERNELS_COMMIT"):
+        return named, False
+    head, tracked, changes = (
+        _git(folder, *arguments)
+        for arguments in (("rev-parse", "HEAD"), ("ls-files", "."), ("status", "--porcelain", "--untracked-files=no"))
+    )
+    if not head or not tracked or changes is None:
+        return None, True
+    return head, bool(changes)
 
 
-@contextmanager
-def _no_git_is_no_commit() -> Iterator[None]:
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints in `folder`; None where it fails or is missing."""
     try:
-        yield
+        result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def _cpu_name() -> str:
