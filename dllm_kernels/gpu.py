@@ -31,7 +31,9 @@ MAX_PROGRAMS = 2**31 - 1  # of a launch's first dimension
 # 5 splits of this value, 14.8 with 4. Rows that fill the GPU are left whole: 32x32x157184 bf16, with 4 warps, takes
 # 116.1 us with 1 split, 118.4 with 2.
 PROGRAMS_PER_PROCESSOR = 4
-MAX_BLOCK_L = 256  # positions that the last program combines at a time
+# Positions that the last program combines at a time. At least so many that every thread has a share of its own: threads
+# that held copies would write the same shared memory at once, the same values, which racecheck rightly reports.
+MAX_BLOCK_L = 256
 MAX_VOCAB = 2**30  # so that columns and tile ends fit int32
 
 # int32 words of a partial result: row maximum, sum of exponentials, candidate's logit, candidate's id.
@@ -72,6 +74,16 @@ CONFIGS = (
 def _finite_or_zero(maximum):
     """What can be subtracted from logits below `maximum`: exp(-inf - -inf) would be NaN."""
     return tl.where(maximum == float("-inf"), 0.0, maximum)
+
+
+@triton.jit
+def _shift_of(maximum):
+    """LOG2E * maximum, rounded; 0 where `maximum` is -inf.
+
+    The selection comes last so that ptxas cannot merge the product into a later subtraction, which would undo the
+    rounding that all terms of a sum must share.
+    """
+    return tl.where(maximum == float("-inf"), 0.0, maximum * LOG2E)
 
 
 @triton.jit
@@ -142,8 +154,8 @@ def _fold_tile(
     """Online softmax: one more tile (THREADS, WIDTH) into the running values (THREADS,), each held by one thread."""
     tile_maximum = tl.max(logits, 1)
     new_maximum = tl.maximum(maximum, tile_maximum)
-    old_shift = _finite_or_zero(maximum) * LOG2E
-    shift = _finite_or_zero(new_maximum) * LOG2E
+    old_shift = _shift_of(maximum)
+    shift = _shift_of(new_maximum)
     exp_sum = exp_sum * _exp2(old_shift - shift) + tl.sum(_exp2_of(logits, shift[:, None]), 1)
     if EXCLUDED:
         candidate = _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
@@ -242,8 +254,8 @@ def _read_share(
         )  # fmt: skip
 
     share_maximum = tl.max(maximum, 0)
-    shift = _finite_or_zero(share_maximum) * LOG2E
-    share_sum = tl.sum(exp_sum * _exp2(_finite_or_zero(maximum) * LOG2E - shift), 0)
+    shift = _shift_of(share_maximum)
+    share_sum = tl.sum(exp_sum * _exp2(_shift_of(maximum) - shift), 0)
     # From a sum over 2 ** (logits * LOG2E - shift) to one over exp(logits - maximum): shift was rounded, by so little
     # that 2 ** -rounding is 1 - rounding * ln(2).
     share_sum *= 1.0 - _scaled_difference(_finite_or_zero(share_maximum), shift) * LN2
@@ -488,6 +500,7 @@ def post_process(
     if logits_strides[0] % alignment or logits_strides[1] % alignment:
         alignment = 1
     thresholds = threshold if isinstance(threshold, Tensor) else None
+    threads = 32 * config.num_warps
     excluded = (*exclude_ids, -1, -1, -1, -1)
     _post_process_kernel[(rows * splits,)](
         logits,
@@ -513,8 +526,8 @@ def post_process(
         ALIGNMENT=alignment,
         SPLITS=config.max_splits,
         UNROLL=config.unroll,
-        THREADS=32 * config.num_warps,
+        THREADS=threads,
         WIDTH=16 // logits.element_size(),
-        BLOCK_L=min(1 << (block_length - 1).bit_length(), MAX_BLOCK_L),
+        BLOCK_L=min(max(1 << (block_length - 1).bit_length(), threads // config.max_splits), MAX_BLOCK_L),
         num_warps=config.num_warps,
     )
