@@ -1,4 +1,5 @@
-# Runs what a checkout runs: docker run --gpus all dllm-kernels make bench, or make test; without a GPU, leave out --gpus.
+# Runs what a checkout runs: docker run --rm --init --gpus all dllm-kernels make bench, or make test; without a GPU, leave
+# out --gpus. With --init it ends when it is told to: make ignores signals where it is the first process.
 #
 # On a base without PyTorch, for machines that have no GPU:
 #   docker build --build-arg BASE_IMAGE=python:3.12-bookworm --build-arg CONSTRAINTS=constraints/cpu.txt .

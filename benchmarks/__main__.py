@@ -94,7 +94,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _gate(options: argparse.Namespace) -> int:
     run = results.load_run(options.record)
-    judgement = gate.judge(run, gate.Policy(), _baseline_of(run, options.require_baseline))
+    judgement = gate.judge(run, gate.Policy(), baseline_of(run, options.require_baseline))
     _show(run, judgement, options.markdown)
     return judgement.status.value
 
@@ -134,7 +134,7 @@ def _bench(options: argparse.Namespace) -> int:
     """Up to three looks: what is in doubt is measured in more processes, and judged again."""
     policy = gate.Policy()
     run = _measure(options)
-    baseline = _baseline_of(run, options.require_baseline)
+    baseline = baseline_of(run, options.require_baseline)
     judgement = gate.judge(run, policy, baseline)
     for _ in range(policy.looks - 1):
         if not judgement.doubtful():
@@ -152,7 +152,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _dashboard(options: argparse.Namespace) -> int:
     run = results.load_run(options.record)
-    judgement = gate.judge(run, gate.Policy(), _baseline_of(run, required=False))
+    judgement = gate.judge(run, gate.Policy(), baseline_of(run, required=False))
     print(f"Dashboard: {history.publish(run, judgement, OUTPUT / 'dashboard')}")
     return 0
 
@@ -197,7 +197,7 @@ def _progress(steps: int) -> Iterator[measure.Progress]:
         bar.update(task, completed=steps, description="done")
 
 
-def _baseline_of(run: results.Run, required: bool) -> results.Baseline | None:
+def baseline_of(run: results.Run, required: bool) -> results.Baseline | None:
     path = results.baseline_path(BASELINES, run.environment.device)
     if path.exists():
         return results.load_baseline(path)

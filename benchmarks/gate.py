@@ -77,7 +77,13 @@ class Judgement:
 
 
 def judge(run: Run, policy: Policy, baseline: Baseline | None) -> Judgement:
-    """Hold every workload of `run` against the floor and, where there is one, the baseline."""
+    """Hold every workload of `run` against the floor and, where there is one, the baseline.
+
+    Raises:
+        ValueError: the baseline is of another device.
+    """
+    if baseline is not None and baseline.device != run.environment.device:
+        raise ValueError(f"baseline: it was taken on {baseline.device}; the run on {run.environment.device}")
     floors = policy.floors[run.environment.device_type]
     comparisons = max(1, len(run.workloads) * len(floors))
     verdicts = []

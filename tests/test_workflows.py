@@ -111,6 +111,13 @@ def test_the_gate_tests_and_judges_on_the_gpu() -> None:
     assert on_gpu[1].endswith("make bench ARGS=--require-baseline")
 
 
+def test_a_cancelled_job_leaves_no_container_behind() -> None:
+    """make, as a container's first process, spins instead of ending when it is told to."""
+    for step in GATE["steps"]:
+        if "docker run" in step.get("run", ""):
+            assert "docker run --rm --init " in step["run"]
+
+
 def test_the_verdict_is_in_the_summary() -> None:
     (step,) = (step for step in GATE["steps"] if "GITHUB_STEP_SUMMARY" in step.get("run", ""))
     assert step["if"] == "always()"

@@ -1,0 +1,55 @@
+"""pytest-benchmark over the project's own samples: measured once in fresh processes, replayed through a virtual clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from benchmarks import measure, workloads
+from benchmarks.results import Run
+
+PROCESSES = 4
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """The quick workloads, measured as `python -m benchmarks run --quick` measures them."""
+    chosen, skipped = workloads.select(None, gpu=torch.cuda.is_available(), quick=True)
+    return measure.measure(chosen, skipped=skipped, processes=PROCESSES)
+
+
+class VirtualClock:
+    """A timer that shows what it is told: pytest-benchmark then keeps samples that were taken elsewhere."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def replay(self, samples: list[float]) -> Iterator[None]:
+        for sample in samples:
+            self.now += sample
+            yield
+
+
+CLOCK = VirtualClock()
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
+    machine_info["device"] = measure.describe_environment("cuda" if torch.cuda.is_available() else "cpu").device
+
+
+def pytest_benchmark_compare_machine_info(
+    config: pytest.Config, benchmarksession: object, machine_info: dict, compared_benchmark: dict
+) -> None:
+    """A comparison with another device, or with a run that lacks a test, says nothing: refuse it."""
+    other = compared_benchmark["machine_info"].get("device")
+    if other != machine_info["device"]:
+        raise pytest.UsageError(f"the saved run was measured on {other}, this one on {machine_info['device']}")
+    saved = {benchmark["fullname"] for benchmark in compared_benchmark["benchmarks"]}
+    missing = sorted({benchmark.fullname for benchmark in benchmarksession.benchmarks} - saved)
+    if missing:
+        raise pytest.UsageError(f"the saved run lacks {', '.join(missing)}: save a new one with --benchmark-autosave")

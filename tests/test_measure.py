@@ -1,0 +1,119 @@
+"""Measuring: what a worker emits, that wrong results are caught before timing, and how GPU time is summed up."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+import dllm_kernels
+from benchmarks import measure, results, workloads
+from benchmarks.workloads import Workload
+
+TINY = Workload(2, 4, 1500, "fp32", 50)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(workloads.WORKLOADS, TINY.name, TINY)
+    monkeypatch.setattr(measure, "PAIRS", {"cuda": 4, "cpu": 4})
+    return TINY
+
+
+def _events(name):
+    events = []
+    measure.run_worker({"workloads": [name], "process": 2, "seed": 5}, events.append)
+    return events
+
+
+def test_a_worker_checks_before_it_times(tiny):
+    events = _events(tiny.name)
+    kinds = [event["event"] for event in events]
+    assert kinds[:3] == ["environment", "begin", "check"]
+    assert events[2]["check"]["passed"]
+    series = [event["series"] for event in events if event["event"] == "series"]
+    assert "call_us" in {one["clock"] for one in series}
+    for one in series:
+        assert one["process"] == 2
+        assert len(one["fused"]) == len(one["reference"]) >= measure.MIN_PAIRS
+        assert min(one["fused"] + one["reference"]) > 0
+
+
+WRONG = {
+    "does nothing": lambda *_, **__: None,
+    "another token": lambda logits, ids, mask_id, threshold, **outputs: _call(
+        logits.roll(1, -1), ids, mask_id, threshold, outputs
+    ),
+    "half the confidence": lambda logits, ids, mask_id, threshold, **outputs: _call(
+        logits / 2, ids, mask_id, threshold, outputs
+    ),
+    "another threshold": lambda logits, ids, mask_id, threshold, **outputs: _call(logits, ids, mask_id, 0.3, outputs),
+}
+
+
+def _call(logits, ids, mask_id, threshold, outputs):
+    dllm_kernels.dllm_post_process_reference(logits, ids, mask_id, threshold, **outputs)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_results_are_never_timed(tiny, monkeypatch, name):
+    monkeypatch.setattr(dllm_kernels, "dllm_post_process_fused", WRONG[name])
+    events = _events(tiny.name)
+    (check,) = [event["check"] for event in events if event["event"] == "check"]
+    assert not check["passed"]
+    assert not [event for event in events if event["event"] == "series"]
+
+
+def test_fresh_processes_make_a_record(tmp_path):
+    """Through real workers, one small workload: the record holds every process and says where it ran."""
+    chosen, _ = workloads.select(["1x32x50257-fp16-100"], gpu=False)
+    lines = []
+    run = measure.measure(chosen, processes=2, first_process=3, progress=lines.append)
+    assert {one.process for one in run.series} == {3, 4}
+    assert len(lines) == 2
+    assert run.environment.torch
+    assert all(check.passed for check in run.checks)
+    results.save_run(run, tmp_path / "run.json")
+    assert results.load_run(tmp_path / "run.json") == run
+
+
+def test_a_failed_worker_is_an_error_that_shows_its_output(monkeypatch, tmp_path):
+    worker = tmp_path / "worker.py"
+    worker.write_text("import sys; sys.exit('out of memory')")
+    monkeypatch.setattr(measure, "WORKER", worker)
+    with pytest.raises(RuntimeError, match="exit code 1(.|\n)*out of memory"):
+        measure.measure([TINY], processes=1)
+
+
+def _event(name, start, duration, *, gpu):
+    from torch._C._autograd import DeviceType
+
+    return SimpleNamespace(
+        name=lambda: name,
+        start_ns=lambda: start,
+        duration_ns=lambda: duration,
+        device_type=lambda: DeviceType.CUDA if gpu else DeviceType.CPU,
+    )
+
+
+def test_gpu_time_is_that_of_the_range_it_falls_into():
+    events = [
+        _event("sample 0", 1000, 500, gpu=False),
+        _event("sample 1", 2000, 500, gpu=False),
+        _event("cudaLaunchKernel", 1010, 10, gpu=False),
+        _event("kernel", 1100, 50, gpu=True),
+        _event("kernel", 1200, 30, gpu=True),
+        _event("prepare ids", 1800, 999, gpu=True),
+        _event("sample 1", 2000, 400, gpu=True),
+        _event("Memcpy", 2100, 70, gpu=True),
+    ]
+    assert measure.device_us_of_ranges(events, "sample ", 2) == [0.08, 0.07]
+    with pytest.raises(RuntimeError, match="no GPU activity for 1 of 3 calls"):
+        measure.device_us_of_ranges(events, "sample ", 3)
+
+
+def test_commit_of_a_checkout_and_of_none(tmp_path, monkeypatch):
+    monkeypatch.delenv("DLLM_KERNELS_COMMIT", raising=False)
+    assert measure.commit_of(tmp_path) == (None, True)
+    monkeypatch.setenv("DLLM_KERNELS_COMMIT", "abc")
+    assert measure.commit_of(tmp_path) == ("abc", False)

@@ -1,0 +1,92 @@
+"""What people read: the table, the Markdown, the page. Figures, intervals, verdicts and reasons are all there."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from benchmarks import report
+from benchmarks.gate import Policy, judge
+from tests.records import CPU, NAME, OTHER, make_run, steady
+
+
+@pytest.fixture
+def passing():
+    run = make_run({**steady(), **steady(workload=OTHER)}, skipped=("128x32x157184-bf16-100",))
+    return run, judge(run, Policy(), None)
+
+
+@pytest.fixture
+def failing():
+    run = dataclasses.replace(make_run(steady(device=2.0)), workloads=(NAME, OTHER))
+    return run, judge(run, Policy(), None)
+
+
+def test_terminal(passing, capsys):
+    report.print_terminal(*passing)
+    text = capsys.readouterr().out
+    assert "PASS on NVIDIA Test (GPU): 4 PASS" in text
+    assert re.search(rf"{NAME}.*device_us.*10\.0.*150.*15\.00x \[.*\].*818.*PASS", text)
+    assert "Left out, because they need a GPU: 128x32x157184-bf16-100." in text
+
+
+def test_a_cpu_run_says_so(capsys):
+    run = make_run({(NAME, "call_us"): [2.0, 2.01, 2.02]}, environment=CPU)
+    report.print_terminal(run, judge(run, Policy(), None))
+    text = capsys.readouterr().out
+    assert "no GPU here" in text
+    assert "GB/s" not in text
+
+
+def test_markdown(failing):
+    text = report.markdown(*failing)
+    assert text.startswith("### REGRESSION on NVIDIA Test (GPU): 1 PASS, 1 REGRESSION, 2 INCONCLUSIVE")
+    assert "| below 3.00x (floor) |" in text
+    assert f"| {OTHER} | device_us | - | - | - | - | INCONCLUSIVE | no samples |" in text
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+class _Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.links = []
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in ("href", "src")]
+
+
+def test_page_needs_no_network(passing, failing):
+    for run, judgement in (passing, failing):
+        html = report.page(run, judgement, "asv/index.html")
+        parser = _Links()
+        parser.feed(html)
+        assert parser.links == ["asv/index.html"]
+        assert "http" not in html.replace("http-equiv", "")
+        for verdict in judgement.verdicts:
+            assert verdict.workload in html
+            assert verdict.reason in html
+    assert "asv/index.html" not in report.page(*passing, None)
+
+
+def test_page_escapes_what_it_shows(passing):
+    run, judgement = passing
+    run = dataclasses.replace(run, environment=dataclasses.replace(run.environment, device="<b>GPU</b>"))
+    assert "<b>GPU</b>" not in report.page(run, judgement, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(6.789, "6.79"), (67.89, "67.9"), (678.9, "679"), (67890.0, "67,890"), (0.6789, "0.679")]
+)
+def test_three_digits(value, text):
+    assert report.microseconds(value) == text
+
+
+def test_bars_lie_on_the_axis(passing, failing):
+    for _, judgement in (passing, failing):
+        for bar in report.bars(judgement.verdicts):
+            assert 0 <= bar.start <= bar.point <= 100
+            assert 0 <= bar.bound <= 100

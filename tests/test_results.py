@@ -1,0 +1,77 @@
+"""Records survive the way to disk and back, and what cannot be trusted is refused with its reason."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import results
+from benchmarks.results import Baseline, BaselineEntry, RecordError
+from tests.records import NAME, make_run, steady
+
+
+def test_a_run_survives(tmp_path):
+    run = make_run(steady())
+    path = tmp_path / "deep" / "run.json"
+    results.save_run(run, path)
+    assert results.load_run(path) == run
+    assert [file.name for file in path.parent.iterdir()] == ["run.json"]
+
+
+def test_a_baseline_survives(tmp_path):
+    entries = {NAME: {"device_us": BaselineEntry(15.0, 7.0, 105.0)}}
+    baseline = Baseline("NVIDIA Test", "2026-11-23", "a" * 40, "first", "2.11.0", "3.6.0", "580.1", entries)
+    path = results.baseline_path(tmp_path, "NVIDIA H100 80GB HBM3")
+    assert path.name == "nvidia-h100-80gb-hbm3.json"
+    results.save_baseline(baseline, path)
+    assert results.load_baseline(path) == baseline
+
+
+def _break(path, **changes):
+    fields = json.loads(path.read_text())
+    fields.update(changes)
+    path.write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "cannot be read"),
+        (lambda path: path.write_text(""), "damaged"),
+        (lambda path: path.write_text(path.read_text()[:500]), "damaged"),
+        (lambda path: path.write_text("[1, 2]"), "not a run"),
+        (lambda path: _break(path, kind="baseline"), "not a run"),
+        (lambda path: _break(path, version=99), "format 99; this version reads 1"),
+        (lambda path: _break(path, surprise=1), "not a complete record"),
+        (lambda path: _break(path, environment={"device": "x"}), "not a complete record"),
+        (lambda path: _break(path, series=[{"workload": NAME}]), "not a complete record"),
+        (lambda path: _break(path, series=[_series(fused=[1.0])]), "expected pairs of samples"),
+        (lambda path: _break(path, series=[_series(fused=[], reference=[])]), "expected pairs of samples"),
+        (lambda path: _break(path, series=[_series(fused=[1.0, -2.0])]), "expected positive samples"),
+        (lambda path: _break(path, series=[_series(fused=[1.0, None])]), "expected positive samples"),
+    ],
+)
+def test_what_cannot_be_trusted_is_refused(tmp_path, spoil, message):
+    path = tmp_path / "run.json"
+    results.save_run(make_run(steady()), path)
+    spoil(path)
+    with pytest.raises(RecordError, match=message) as caught:
+        results.load_run(path)
+    assert str(path) in str(caught.value)
+
+
+def _series(**changes):
+    fields = {"workload": NAME, "clock": "call_us", "process": 0, "fused": [1.0, 2.0], "reference": [3.0, 4.0]}
+    return {**fields, **changes}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    results.save_run(make_run(steady()), path)
+    before = path.read_text()
+    monkeypatch.setattr(json, "dump", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        results.save_run(make_run(steady(20.0)), path)
+    assert path.read_text() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]

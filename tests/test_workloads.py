@@ -1,0 +1,58 @@
+"""The named workloads: names, selection, and inputs that are seeded, as masked as they say, and realistic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import workloads
+from benchmarks.workloads import QUICK, WORKLOADS, Workload, make_inputs
+
+SMALL = Workload(3, 32, 2000, "bf16", 50)
+
+
+def test_the_names_that_others_refer_to():
+    assert {
+        "1x32x128000-fp16-100", "1x32x157184-bf16-50", "4x32x157184-bf16-6", "32x32x157184-bf16-100",
+        "128x32x157184-bf16-100", "1x32x157184-fp32-100", "1x32x126464-bf16-100", "8x4x151936-bf16-100",
+        "1x32x50257-fp16-100",
+    } <= set(WORKLOADS)  # fmt: skip
+    assert len(QUICK) == 4
+    assert set(QUICK) <= set(WORKLOADS)
+
+
+def test_selection():
+    here, left_out = workloads.select(None, gpu=False)
+    assert {w.batch for w in left_out} == {32, 128}
+    assert [w.name for w in here + left_out if w not in here] == [w.name for w in left_out]
+    assert workloads.select(None, gpu=True)[1] == []
+    assert [w.name for w in workloads.select(None, gpu=False, quick=True)[0]] == list(QUICK)
+    assert workloads.select(["32x32x157184-bf16-100"], gpu=False)[0][0].batch == 32
+    with pytest.raises(ValueError, match="workload: unknown 1x1x1; known are 1x32x128000"):
+        workloads.select(["1x1x1"], gpu=False)
+
+
+def test_inputs_are_seeded_masked_and_realistic():
+    (logits, other), ids = make_inputs(SMALL, "cpu", seed=1, copies=2)
+    (again, _), ids_again = make_inputs(SMALL, "cpu", seed=1, copies=2)
+    assert logits.equal(again)
+    assert ids.equal(ids_again)
+    assert not logits.equal(other)
+    assert not logits.equal(make_inputs(SMALL, "cpu", seed=2)[0][0])
+    assert logits.shape == (3, 32, 2000)
+    assert logits.dtype == torch.bfloat16
+    assert (ids == SMALL.mask_id).sum(dim=-1).tolist() == [16, 16, 16]
+    top = torch.softmax(logits.float(), -1).amax(-1)
+    confident = (top > workloads.THRESHOLD).float().mean()
+    assert 0.2 < confident < 0.6
+    assert ((top > 0.05) & (top < 0.9)).float().mean() > 0.3
+
+
+def test_at_least_one_position_is_masked():
+    assert WORKLOADS["1x32x157184-bf16-6"].masked_rows == 2
+    assert Workload(1, 4, 100, "fp16", 6).masked_rows == 1
+
+
+def test_bytes_are_those_of_the_masked_rows():
+    assert SMALL.bytes_read == 3 * 16 * 2000 * 2
+    assert WORKLOADS["1x32x157184-fp32-100"].bytes_read == 32 * 157184 * 4
