@@ -1,9 +1,9 @@
 """From workloads to raw samples, in fresh worker processes. Measures, never judges.
 
 Every worker checks each workload's results on the inputs to be timed, warms up until timings settle, and takes pairs:
-fused beside reference on the same logits, in random order. Ids are restored from a prepared copy before each call,
-outside the sample. Workers are started by path, so that they measure the `dllm_kernels` that their interpreter has
-installed, whichever commit that is.
+fused beside reference, in random order, on a GPU each on the next of several draws of logits, so that neither finds its
+own in the cache. Ids are restored from a prepared copy before each call, outside the sample. Workers are started by
+path, so that they measure the `dllm_kernels` that their interpreter has installed, whichever commit that is.
 """
 
 from __future__ import annotations
@@ -246,9 +246,8 @@ class _Bench:
         for pair in range(PAIRS[self.device]):
             if pair >= MIN_PAIRS and time.monotonic() > deadline:
                 break
-            logits = self._next_logits()
             for implementation in self._order():
-                taken[implementation].append(sample(implementation, logits))
+                taken[implementation].append(sample(implementation, self._next_logits()))
         return taken["fused"], taken["reference"]
 
     def _device_samples(self, pairs: int) -> tuple[list[float], list[float]]:
@@ -258,8 +257,8 @@ class _Bench:
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities, acc_events=True) as profile:
             for _ in range(pairs):
-                logits = self._next_logits()
                 for implementation in self._order():
+                    logits = self._next_logits()
                     self._prepare()
                     with torch.profiler.record_function(f"sample {len(order)}"):
                         self.call(implementation, logits)

@@ -1,4 +1,4 @@
-"""pytest-benchmark over the project's own samples: measured once in fresh processes, replayed through a virtual clock."""
+"""pytest-benchmark over the project's own samples: measured once in fresh processes, replayed by a virtual clock."""
 
 from __future__ import annotations
 
