@@ -134,6 +134,7 @@ def _bench(options: argparse.Namespace) -> int:
     """Up to three looks: what is in doubt is measured in more processes, and judged again."""
     policy = gate.Policy()
     run = _measure(options)
+    results.save_run(run, options.output)
     baseline = baseline_of(run, options.require_baseline)
     judgement = gate.judge(run, policy, baseline)
     for _ in range(policy.looks - 1):
@@ -171,7 +172,7 @@ def _measure(options: argparse.Namespace) -> results.Run:
 
 def _measure_more(run: results.Run, names: list[str], options: argparse.Namespace) -> results.Run:
     chosen, _ = workloads.select(names, gpu=True)
-    first = 1 + max(one.process for one in run.series)
+    first = 1 + max(check.process for check in run.checks)
     with _progress(len(chosen) * MORE_PROCESSES) as progress:
         more = measure.measure(
             chosen, processes=MORE_PROCESSES, seed=options.seed, first_process=first, progress=progress

@@ -73,7 +73,7 @@ class Judgement:
 
     def doubtful(self) -> list[str]:
         """Workloads that more samples may decide."""
-        return list(dict.fromkeys(v.workload for v in self.verdicts if v.status is Status.INCONCLUSIVE and v.speedup))
+        return list(dict.fromkeys(v.workload for v in self.verdicts if v.status is Status.INCONCLUSIVE))
 
 
 def judge(run: Run, policy: Policy, baseline: Baseline | None) -> Judgement:

@@ -40,6 +40,8 @@ CLOCK_METHODS = {
 PAIRS = {"cuda": 30, "cpu": 12}  # a workload, clock and process
 MIN_PAIRS = 3
 SECONDS = {"cuda": 3.0, "cpu": 0.9}  # of pairs, after which no further one is started; of warm-up, a third of it
+PATIENCE = 3
+MAX_WAIT = 0.05  # of a pair's time that our threads, together, may wait for a processor
 L2_MULTIPLE = 3  # of the L2 cache's size that rotating logits cover, so that they come from memory
 SETTLED = 0.05  # warm-up ends when two successive medians of three calls differ by less, or its time is over
 
@@ -241,14 +243,24 @@ class _Bench:
     def _pairs(
         self, sample: Callable[[str, Tensor], tuple[float, float]]
     ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-        taken: dict[str, list[tuple[float, float]]] = {"fused": [], "reference": []}
-        deadline = time.monotonic() + SECONDS[self.device]
-        for pair in range(PAIRS[self.device]):
-            if pair >= MIN_PAIRS and time.monotonic() > deadline:
+        """Pairs of samples, those during which our threads waited for a processor left out if there are enough others.
+
+        Such a wait says that other work ran here, and lengthens the implementation that splits its work more finely.
+        Taking goes on for up to `PATIENCE` times the usual time to find quiet pairs.
+        """
+        quiet: list[dict[str, tuple[float, float]]] = []
+        disturbed: list[dict[str, tuple[float, float]]] = []
+        begun = time.monotonic()
+        while len(quiet) < PAIRS[self.device]:
+            patience = 1 if len(quiet) >= MIN_PAIRS else PATIENCE
+            if time.monotonic() - begun > patience * SECONDS[self.device] and len(quiet + disturbed) >= MIN_PAIRS:
                 break
-            for implementation in self._order():
-                taken[implementation].append(sample(implementation, self._next_logits()))
-        return taken["fused"], taken["reference"]
+            waited_ns, start_ns = _waited_ns(), time.perf_counter_ns()
+            pair = {implementation: sample(implementation, self._next_logits()) for implementation in self._order()}
+            waited = _waited_ns() - waited_ns > MAX_WAIT * (time.perf_counter_ns() - start_ns)
+            (disturbed if waited else quiet).append(pair)
+        kept = quiet if len(quiet) >= MIN_PAIRS else quiet + disturbed
+        return [pair["fused"] for pair in kept], [pair["reference"] for pair in kept]
 
     def _device_samples(self, pairs: int) -> tuple[list[float], list[float]]:
         """GPU time of each call. A named range around call and synchronisation tells which activity is whose."""
@@ -267,6 +279,17 @@ class _Bench:
         busy = device_us_of_ranges(profile.profiler.kineto_results.events(), "sample ", len(order))
         fused = [us for us, implementation in zip(busy, order, strict=True) if implementation == "fused"]
         return fused, [us for us, implementation in zip(busy, order, strict=True) if implementation == "reference"]
+
+
+def _waited_ns() -> int:
+    """How long this process's threads have been ready to run without a processor; 0 where the kernel does not say."""
+    total = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(path.read_text().split()[1])
+        except (OSError, IndexError):  # a thread that ended meanwhile
+            continue
+    return total
 
 
 def device_us_of_ranges(events: Sequence[Any], prefix: str, count: int) -> list[float]:

@@ -169,6 +169,7 @@ def _write(path: Path, fields: dict[str, Any]) -> None:
         with os.fdopen(descriptor, "w") as file:
             json.dump(fields, file, indent=1)
             file.write("\n")
+        os.chmod(name, 0o644)  # mkstemp's 0600 would keep a record from whoever did not run the container
         os.replace(name, path)
     except BaseException:
         os.unlink(name)

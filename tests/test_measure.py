@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +66,39 @@ def test_wrong_results_are_never_timed(tiny, monkeypatch, name):
     (check,) = [event["check"] for event in events if event["event"] == "check"]
     assert not check["passed"]
     assert not [event for event in events if event["event"] == "series"]
+
+
+def test_pairs_taken_while_others_ran_are_left_out(tiny, monkeypatch):
+    """Every other pair waits for a processor. If all do, they are better than none."""
+    bench = measure._Bench(tiny, "cpu", 0)
+    taken = iter(range(10**6))
+    clock = iter(range(10**6))
+    monkeypatch.setattr(measure, "_waited_ns", lambda: 10**9 * ((next(clock) + 1) // 4))
+    fused, _ = bench._pairs(lambda *_: (0.0, float(next(taken))))
+    assert [int(call) // 2 % 2 for _, call in fused] == [0, 0, 0, 0]
+    monkeypatch.setattr(measure, "_waited_ns", lambda: 10**9 * next(clock))
+    monkeypatch.setattr(measure, "SECONDS", {"cuda": 0.01, "cpu": 0.01})
+    fused, reference = bench._pairs(lambda *_: (0.0, 1.0))
+    assert len(fused) == len(reference) >= measure.MIN_PAIRS
+
+
+def test_waiting_for_a_processor_is_seen():
+    """Two busy threads on one processor: each waits for the other."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("the test pins processors, which this system cannot")
+    code = (
+        "import os, sys, time, threading; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "other = os.fork()\n"
+        "end = time.monotonic() + 0.5\n"
+        "while time.monotonic() < end: pass\n"
+        "if other:\n"
+        "    os.waitpid(other, 0)\n"
+        "    from benchmarks.measure import _waited_ns\n"
+        "    print(_waited_ns())\n"
+    )
+    root = Path(measure.__file__).parent.parent
+    printed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert int(printed) > 50e6
 
 
 def test_fresh_processes_make_a_record(tmp_path):
