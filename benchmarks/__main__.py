@@ -177,6 +177,8 @@ def _measure_more(run: results.Run, names: list[str], options: argparse.Namespac
         more = measure.measure(
             chosen, processes=MORE_PROCESSES, seed=options.seed, first_process=first, progress=progress
         )
+    if more.environment != run.environment:
+        raise RuntimeError(f"the machine or the checkout changed: {run.environment}, then {more.environment}")
     return dataclasses.replace(run, checks=run.checks + more.checks, series=run.series + more.series)
 
 

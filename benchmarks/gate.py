@@ -12,6 +12,7 @@ from enum import Enum
 
 from benchmarks import stats
 from benchmarks.results import Baseline, Run, Series
+from benchmarks.workloads import WORKLOADS
 
 
 class Status(Enum):
@@ -28,16 +29,21 @@ class Policy:
 
     Floors are speedups over the reference that hold on every device of a type: well below what was measured when they
     were set (see the baselines), far above what an unfused implementation reaches.
+
+    A CPU's is "not slower", with room for the spread between processes on a shared machine: where nothing is faster the
+    backend takes the reference's path or comes close to it, and no interval around 1 lies above 1. On two shared cores
+    the medians of processes spread by 6 %, which five processes turn into an interval of 10 % to either side.
     """
 
     floors: dict[str, dict[str, float]] = field(
         default_factory=lambda: {
             "cuda": {"device_us": 3.0, "call_us": 1.5},
-            "cpu": {"call_us": 1.0},
+            "cpu": {"call_us": 0.85},
         }
     )
-    # Largest loss of speedup against the baseline. Host times differ between machines with the same GPU.
-    tolerances: dict[str, float] = field(default_factory=lambda: {"device_us": 0.03, "call_us": 0.15})
+    # Largest loss of speedup against the baseline. On the H100 of the first baseline, intervals of four processes reach
+    # 1 to 6 % from the estimate on the device clock and 3 to 35 % on the host's.
+    tolerances: dict[str, float] = field(default_factory=lambda: {"device_us": 0.05, "call_us": 0.25})
     error: float = 0.05  # chance of a wrong verdict, split over the looks and, for REGRESSION, over the comparisons
     looks: int = 3
 
@@ -151,6 +157,9 @@ def _notes(run: Run, baseline: Baseline | None) -> list[str]:
             old, new = getattr(baseline, name), getattr(environment, name)
             if old != new:
                 notes.append(f"The baseline was taken with {name} {old}; this run has {new}.")
+    known = [name for name in WORKLOADS if name not in run.skipped]
+    if missing := len([name for name in known if name not in run.workloads]):
+        notes.append(f"A part only: {missing} of the {len(known)} workloads for this device were not asked for.")
     if environment.dirty:
         notes.append("The working tree has uncommitted changes: this run enters no history.")
     if run.skipped:

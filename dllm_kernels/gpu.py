@@ -286,7 +286,10 @@ def _combine_shares(partials_ptr, positions, masked, L, splits, SPLITS: tl.const
     bests = tl.where(present, bests, float("-inf"))
 
     shift = _finite_or_zero(tl.max(maxima, 1))
-    total = tl.sum(sums * tl.exp(maxima - shift[:, None]), 1)
+    # The selection keeps ptxas from merging the product into the sum, which threads that hold copies of a row would
+    # each round in their own way: rows of equal bits would no longer tie.
+    weights = tl.where(present, sums * tl.exp(maxima - shift[:, None]), 0.0)
+    total = tl.sum(weights, 1)
     is_nan = bests != bests
     numbers = tl.where(is_nan, float("-inf"), bests)
     best = tl.max(numbers, 1)

@@ -90,3 +90,19 @@ def test_nothing_spills(arch, dtype):
     sass = compiled("--arch", str(arch), "--dtype", dtype)["sass"]
     spilled = [line for line in sass if re.match(r"(@!?U?P\d+ )?(STL|LDL)\b", line)]
     assert not spilled, spilled[:3]
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_copies_of_a_row_are_rounded_alike(arch):
+    """Where several threads hold a row, a product merged into a sum between them would differ by thread."""
+    sass = compiled("--arch", str(arch), "--options")["sass"]
+    (ticket,) = [n for n, line in enumerate(sass) if "ATOMG" in line]
+    assert any("SHFL" in line for line in sass[ticket:])
+    assert [line for line in sass[ticket:] if "FFMA" in line] == []
+
+
+def test_absent_options_are_compiled_out():
+    plain, full = (compiled("--arch", "90", *options)["ptx"] for options in ((), ("--options",)))
+    assert "st.global.b8" in full
+    assert "st.global.b8" not in plain
+    assert len(plain) < 0.9 * len(full)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 import dllm_kernels
 from benchmarks import measure, results, workloads
 from benchmarks.workloads import Workload
+from tests.records import CPU
 
 TINY = Workload(2, 4, 1500, "fp32", 50)
 
@@ -68,6 +71,21 @@ def test_wrong_results_are_never_timed(tiny, monkeypatch, name):
     assert not [event for event in events if event["event"] == "series"]
 
 
+def test_an_undecidable_row_excuses_its_own_block_only(tiny, monkeypatch):
+    bench = measure._Bench(tiny, "cpu", 0)
+    first = bench.draws[0][0].softmax(-1).amax(-1)[bench.prepared[0] == tiny.mask_id][0]
+    monkeypatch.setattr(workloads, "THRESHOLD", float(first))  # a row of the first block lies at the threshold
+    for block, passes in [(0, True), (1, False)]:
+
+        def leaves_masks(logits, ids, *arguments, block=block, **outputs):
+            before = ids.clone()
+            dllm_kernels.dllm_post_process_reference(logits, ids, *arguments, **outputs)
+            ids[block] = before[block]
+
+        bench.implementations["fused"] = leaves_masks
+        assert bench.check()[0] is passes
+
+
 def test_pairs_taken_while_others_ran_are_left_out(tiny, monkeypatch):
     """Every other pair waits for a processor. If all do, they are better than none."""
     bench = measure._Bench(tiny, "cpu", 0)
@@ -114,12 +132,35 @@ def test_fresh_processes_make_a_record(tmp_path):
     assert results.load_run(tmp_path / "run.json") == run
 
 
-def test_a_failed_worker_is_an_error_that_shows_its_output(monkeypatch, tmp_path):
+def _fake_worker(monkeypatch, tmp_path, body):
     worker = tmp_path / "worker.py"
-    worker.write_text("import sys; sys.exit('out of memory')")
+    worker.write_text(f"import json, sys\n{body}")
     monkeypatch.setattr(measure, "WORKER", worker)
+
+
+def test_a_failed_worker_is_an_error_that_shows_its_output(monkeypatch, tmp_path):
+    _fake_worker(monkeypatch, tmp_path, "sys.exit('out of memory')")
     with pytest.raises(RuntimeError, match="exit code 1(.|\n)*out of memory"):
         measure.measure([TINY], processes=1)
+
+
+def test_a_talkative_worker_is_not_stopped_by_a_full_pipe(monkeypatch, tmp_path):
+    environment = json.dumps({"event": "environment", "environment": dataclasses.asdict(CPU)})
+    _fake_worker(monkeypatch, tmp_path, f"sys.stderr.write('x' * 2**20)\nprint({environment!r})")
+    assert measure.measure([], processes=1).environment == CPU
+
+
+def test_a_checkout_that_changes_while_measured_is_an_error(monkeypatch, tmp_path):
+    fields = json.dumps(dataclasses.asdict(CPU))
+    body = (
+        f"fields = json.loads({fields!r})\n"
+        "fields['commit'] = str(json.loads(sys.argv[1])['process'])\n"
+        "print(json.dumps({'event': 'environment', 'environment': fields}))"
+    )
+    _fake_worker(monkeypatch, tmp_path, body)
+    assert measure.measure([], processes=1).environment.commit == "0"
+    with pytest.raises(RuntimeError, match=r"the checkout changed: .*commit='0'.*commit='1'"):
+        measure.measure([], processes=2)
 
 
 def _event(name, start, duration, *, gpu):
