@@ -30,7 +30,7 @@ HTML = ROOT / ".asv" / "html"
 
 
 def record_and_publish(record: Path, run: Run, judgement: Judgement, site: Path) -> Path:
-    """Add the judged run to the history, if its commit is clean, and publish; the path of the front page.
+    """Add the judged run to the history, if its commit is clean and its results right; publish; the front page's path.
 
     Raises:
         RuntimeError: asv failed, or saved nothing.
@@ -38,6 +38,10 @@ def record_and_publish(record: Path, run: Run, judgement: Judgement, site: Path)
     commit = run.environment.commit
     if commit is None or run.environment.dirty:
         print("History: not added, because the package was measured outside a clean commit.")
+    elif not all(check.passed for check in run.checks):
+        print("History: not added, because results were wrong.")
+    elif not run.series:
+        print("History: not added, because there are no samples.")
     else:
         with Console().status(f"Adding {commit[:10]} to the history: asv installs it and takes the record's samples"):
             add(record, run, commit)

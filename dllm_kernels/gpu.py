@@ -31,8 +31,8 @@ MAX_PROGRAMS = 2**31 - 1  # of a launch's first dimension
 # 5 splits of this value, 14.8 with 4. Rows that fill the GPU are left whole: 32x32x157184 bf16, with 4 warps, takes
 # 116.1 us with 1 split, 118.4 with 2.
 PROGRAMS_PER_PROCESSOR = 4
-# Positions that the last program combines at a time. At least so many that every thread has a share of its own: threads
-# that held copies would write the same shared memory at once, the same values, which racecheck rightly reports.
+# Positions that the last program combines at a time. Few are rounded up until every thread has a share of its own:
+# threads that hold copies write the same shared memory at once.
 MAX_BLOCK_L = 256
 MAX_VOCAB = 2**30  # so that columns and tile ends fit int32
 

@@ -109,6 +109,23 @@ def test_uncommitted_changes_enter_no_history(
     assert sorted((here / ".asv").rglob("results/*/*.json")) == before
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"checks": (Check(WORKLOAD, 0, False, "3 ids differ"),)}, "results were wrong"),
+        ({"series": ()}, "there are no samples"),
+    ],
+)
+def test_a_run_without_right_results_or_samples_enters_no_history_and_is_shown(
+    here: Path, changes: dict[str, tuple[Check, ...]], reason: str, capsys: pytest.CaptureFixture
+) -> None:
+    before = sorted((here / ".asv").rglob("results/*/*.json"))
+    run = dataclasses.replace(make_run(git(here, "rev-parse", "HEAD")), **changes)
+    assert record_and_publish(here, run).exists()
+    assert f"not added, because {reason}" in capsys.readouterr().out
+    assert sorted((here / ".asv").rglob("results/*/*.json")) == before
+
+
 def test_a_result_that_asv_did_not_save_is_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = git(here, "rev-parse", "HEAD")
     monkeypatch.setattr(history, "_asv", lambda *arguments, record=None: None)
