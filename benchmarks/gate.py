@@ -162,12 +162,6 @@ def _notes(run: Run, baseline: Baseline | None) -> list[str]:
         notes.append(f"A part only: {missing} of the {len(known)} workloads for this device were not asked for.")
     if environment.dirty:
         notes.append("The working tree has uncommitted changes: this run enters no history.")
-    measured = {(one.workload, one.process) for one in run.series if one.clock == "call_us"}
-    if disturbed := {(check.workload, check.process) for check in run.checks if check.passed} - measured:
-        notes.append(
-            f"Other work kept this machine's processors busy: left out {len(disturbed)} of {len(run.checks)} timings "
-            "(a workload in a process). Stop that work; under a CPU quota, set OMP_NUM_THREADS to the quota."
-        )
     if run.skipped:
         notes.append(f"Left out, because they need a GPU: {', '.join(run.skipped)}.")
     return notes

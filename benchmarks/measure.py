@@ -41,7 +41,6 @@ CLOCK_METHODS = {
 PAIRS = {"cuda": 30, "cpu": 12}  # a workload, clock and process
 MIN_PAIRS = 3
 SECONDS = {"cuda": 3.0, "cpu": 0.9}  # of pairs, after which no further one is started; of warm-up, a third of it
-PATIENCE = 3
 MAX_WAIT = 0.05  # of a pair's time that our threads, together, may wait for a processor
 L2_MULTIPLE = 3  # of the L2 cache's size that rotating logits cover, so that they come from memory
 SETTLED = 0.05  # warm-up ends when two successive medians of three calls differ by less, or its time is over
@@ -199,16 +198,13 @@ class _Bench:
         return True, f"ids and candidates equal the reference on {len(self.draws)} draws"
 
     def samples(self) -> dict[str, tuple[list[float], list[float]]]:
-        """Per clock, fused and reference samples in microseconds, pair by pair; host clocks only if it was quiet."""
+        """Per clock, fused and reference samples in microseconds, pair by pair."""
         self._warm_up()
         fused, reference = self._pairs(self._host_clocks)
-        clocks = {}
-        if len(fused) >= MIN_PAIRS:
-            clocks["call_us"] = [call for _, call in fused], [call for _, call in reference]
-            if self.device == "cuda":
-                clocks["host_us"] = [host for host, _ in fused], [host for host, _ in reference]
+        clocks = {"call_us": ([call for _, call in fused], [call for _, call in reference])}
         if self.device == "cuda":
-            clocks["device_us"] = self._device_samples(max(MIN_PAIRS, len(fused)))
+            clocks["host_us"] = [host for host, _ in fused], [host for host, _ in reference]
+            clocks["device_us"] = self._device_samples(len(fused))
         return clocks
 
     def _next_logits(self) -> Tensor:
@@ -250,25 +246,24 @@ class _Bench:
     def _pairs(
         self, sample: Callable[[str, Tensor], tuple[float, float]]
     ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-        """Pairs of samples during which our threads did not wait for a processor; perhaps fewer than `MIN_PAIRS`.
+        """Pairs of samples during which our threads did not wait for a processor; if those are too few, all pairs.
 
         Such a wait says that other work ran here, and lengthens the implementation that splits its work more finely: on
-        two busy cores fused has been seen to take five times the reference's time instead of a fifth of it. Taking goes
-        on for up to `PATIENCE` times the usual time to find quiet pairs.
+        two busy cores fused has been seen to take five times the reference's time instead of a fifth of it. On a
+        machine that is never quiet, disturbed pairs are better than none: they widen the interval.
         """
+        pairs: list[dict[str, tuple[float, float]]] = []
         quiet: list[dict[str, tuple[float, float]]] = []
-        taken = 0
-        begun = time.monotonic()
-        while len(quiet) < PAIRS[self.device]:
-            patience = 1 if len(quiet) >= MIN_PAIRS else PATIENCE
-            if time.monotonic() - begun > patience * SECONDS[self.device] and taken >= MIN_PAIRS:
-                break
+        deadline = time.monotonic() + SECONDS[self.device]
+        while len(quiet) < PAIRS[self.device] and (len(pairs) < MIN_PAIRS or time.monotonic() < deadline):
             waited_ns, start_ns = _waited_ns(), time.perf_counter_ns()
-            pair = {implementation: sample(implementation, self._next_logits()) for implementation in self._order()}
-            taken += 1
+            pairs.append(
+                {implementation: sample(implementation, self._next_logits()) for implementation in self._order()}
+            )
             if _waited_ns() - waited_ns <= MAX_WAIT * (time.perf_counter_ns() - start_ns):
-                quiet.append(pair)
-        return [pair["fused"] for pair in quiet], [pair["reference"] for pair in quiet]
+                quiet.append(pairs[-1])
+        kept = quiet if len(quiet) >= MIN_PAIRS else pairs
+        return [pair["fused"] for pair in kept], [pair["reference"] for pair in kept]
 
     def _device_samples(self, pairs: int) -> tuple[list[float], list[float]]:
         """GPU time of each call. A named range around call and synchronisation tells which activity is whose."""

@@ -106,15 +106,6 @@ def test_another_device_than_the_baselines_is_refused():
         judge(make_run(steady()), POLICY, dataclasses.replace(_baseline(), device="NVIDIA Other"))
 
 
-def test_processes_that_other_work_disturbed_are_told():
-    run = make_run(steady())
-    left = tuple(one for one in run.series if (one.clock, one.process) != ("call_us", 1))
-    judgement = judge(dataclasses.replace(run, series=left), POLICY, None)
-    assert judgement.status is Status.PASS
-    assert "left out 1 of 8 timings" in " ".join(judgement.notes)
-    assert not [note for note in judge(run, POLICY, None).notes if "busy" in note]
-
-
 def test_a_part_of_the_workloads_is_called_a_part():
     notes = judge(make_run(steady(), skipped=(OTHER,)), POLICY, None).notes
     assert f"A part only: {len(WORKLOADS) - 2} of the {len(WORKLOADS) - 1} workloads" in " ".join(notes)

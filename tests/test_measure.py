@@ -88,7 +88,7 @@ def test_an_undecidable_row_excuses_its_own_block_only(tiny, monkeypatch):
 
 
 def test_pairs_taken_while_others_ran_are_left_out(tiny, monkeypatch):
-    """Every other pair waits for a processor; then all do, and the host clock says nothing."""
+    """Every other pair waits for a processor. If all do, they are better than none."""
     bench = measure._Bench(tiny, "cpu", 0)
     taken = iter(range(10**6))
     clock = iter(range(10**6))
@@ -97,8 +97,8 @@ def test_pairs_taken_while_others_ran_are_left_out(tiny, monkeypatch):
     assert [int(call) // 2 % 2 for _, call in fused] == [0, 0, 0, 0]
     monkeypatch.setattr(measure, "_waited_ns", lambda: 10**9 * next(clock))
     monkeypatch.setattr(measure, "SECONDS", {"cuda": 0.01, "cpu": 0.01})
-    assert bench._pairs(lambda *_: (0.0, 1.0)) == ([], [])
-    assert bench.samples() == {}
+    fused, reference = bench._pairs(lambda *_: (0.0, 1.0))
+    assert len(fused) == len(reference) >= measure.MIN_PAIRS
 
 
 def test_waiting_for_a_processor_is_seen():
