@@ -105,6 +105,8 @@ def load_run(path: Path) -> Run:
     fields = _read(path, "run")
     try:
         environment = Environment(**fields.pop("environment"))
+        if environment.device_type not in ("cuda", "cpu"):
+            raise RecordError(f"{path}: expected device_type cuda or cpu; got {environment.device_type!r}")
         checks = tuple(Check(**check) for check in fields.pop("checks"))
         series = tuple(_series(path, one) for one in fields.pop("series"))
         workloads, skipped = tuple(fields.pop("workloads")), tuple(fields.pop("skipped"))
@@ -126,6 +128,10 @@ def load_baseline(path: Path) -> Baseline:
             workload: {clock: BaselineEntry(**entry) for clock, entry in clocks.items()}
             for workload, clocks in fields.pop("entries").items()
         }
+        for workload, clocks in entries.items():
+            for clock, entry in clocks.items():
+                if not all(0 < value < float("inf") for value in dataclasses.astuple(entry)):
+                    raise RecordError(f"{path}: {workload} on {clock}: expected positive numbers; got {entry}")
         return Baseline(entries=entries, **fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path}: not a complete baseline: {error}") from error

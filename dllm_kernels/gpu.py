@@ -148,21 +148,29 @@ def _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUD
 
 @triton.jit
 def _fold_tile(
-    logits, columns, tile, maximum, exp_sum, best, best_tile, V, exclude_0, exclude_1, exclude_2, exclude_3,
+    logits, columns, tile, maximum, exp_sum, error, best, best_tile, V, exclude_0, exclude_1, exclude_2, exclude_3,
     EXCLUDED: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax: one more tile (THREADS, WIDTH) into the running values (THREADS,), each held by one thread."""
+    """Online softmax: one more tile (THREADS, WIDTH) into the running values (THREADS,), each held by one thread.
+
+    `error` is what rounding has added to `exp_sum` (Kahan's summation): beside a peak, a hundred tiles may all round
+    the same way. The selection keeps the compiler from merging product and sum, and a sum of nothing from becoming NaN.
+    """
     tile_maximum = tl.max(logits, 1)
     new_maximum = tl.maximum(maximum, tile_maximum)
     old_shift = _shift_of(maximum)
     shift = _shift_of(new_maximum)
-    exp_sum = exp_sum * _exp2(old_shift - shift) + tl.sum(_exp2_of(logits, shift[:, None]), 1)
+    factor = tl.where(maximum == float("-inf"), 0.0, _exp2(old_shift - shift))
+    scaled = tl.where(maximum == float("-inf"), 0.0, exp_sum * factor)
+    addend = tl.sum(_exp2_of(logits, shift[:, None]), 1) - tl.where(maximum == float("-inf"), 0.0, error * factor)
+    exp_sum = scaled + addend
+    error = (exp_sum - scaled) - addend
     if EXCLUDED:
         candidate = _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
         tile_maximum = tl.max(tl.where(candidate, logits, float("-inf")), 1)
     best_tile = tl.where(tile_maximum > best, tile, best_tile)
     best = tl.maximum(best, tile_maximum)
-    return new_maximum, exp_sum, best, best_tile
+    return new_maximum, exp_sum, error, best, best_tile
 
 
 @triton.jit
@@ -236,20 +244,21 @@ def _read_share(
     offs = tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     maximum = tl.full((THREADS,), float("-inf"), tl.float32)
     exp_sum = tl.zeros((THREADS,), tl.float32)
+    error = tl.zeros((THREADS,), tl.float32)
     best = maximum
     best_tile = tl.zeros((THREADS,), tl.int32)
     whole_tiles = tl.minimum(tl.maximum(V - first, 0) // TILE, tiles)
     for tile in tl.range(0, whole_tiles, loop_unroll_factor=UNROLL):
         columns = first + tile * TILE + offs
         logits = tl.load(row_ptr + columns).to(tl.float32)
-        maximum, exp_sum, best, best_tile = _fold_tile(
-            logits, columns, tile, maximum, exp_sum, best, best_tile, V,
+        maximum, exp_sum, error, best, best_tile = _fold_tile(
+            logits, columns, tile, maximum, exp_sum, error, best, best_tile, V,
             exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED,
         )  # fmt: skip
     if whole_tiles < tiles:
         columns = first + whole_tiles * TILE + offs
-        maximum, exp_sum, best, best_tile = _fold_tile(
-            _load_tile(row_ptr, columns, V), columns, whole_tiles, maximum, exp_sum, best, best_tile, V,
+        maximum, exp_sum, error, best, best_tile = _fold_tile(
+            _load_tile(row_ptr, columns, V), columns, whole_tiles, maximum, exp_sum, error, best, best_tile, V,
             exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED,
         )  # fmt: skip
 
@@ -415,6 +424,7 @@ def _post_process_kernel(
         confidence, candidate = _combine_shares(partials_ptr, positions, chunk_masked, L, splits, SPLITS)
         passed = chunk_masked & (confidence > threshold)
         rows = block * L + positions
+        tl.debug_barrier()  # several threads may hold a position: all have read its id before one writes it
         tl.store(ids_ptr + positions * stride_ids_l, candidate.to(ids_ptr.dtype.element_ty), mask=passed)
         if confidence_ptr is not None:
             tl.store(confidence_ptr + rows, confidence, mask=chunk_masked)

@@ -105,8 +105,9 @@ def dllm_post_process_fused(
     threshold = _check_threshold(threshold, logits)
     if exclude_ids:
         exclude_ids = _check_exclude_ids(exclude_ids, logits.shape[-1])
-    if outputs != (None, None, None, None):
-        _check_outputs(outputs, logits, input_ids)
+    if any(output is not None for output in outputs):
+        inputs = {"input_ids": input_ids, "logits": logits, "prompt_mask": prompt_mask, "workspace": workspace}
+        _check_outputs(outputs, {**inputs, "threshold": threshold if isinstance(threshold, Tensor) else None}, logits)
     backend = _choose_backend(backend, logits.device)
     if workspace is not None:
         _check_workspace(workspace, logits, backend)
@@ -330,11 +331,13 @@ def _check_exclude_ids(exclude_ids: Sequence[int], vocab: int) -> list[int]:
     return inside
 
 
-def _check_outputs(outputs: Outputs, logits: Tensor, input_ids: Tensor) -> None:
+def _check_outputs(outputs: Outputs, inputs: dict[str, Tensor | None], logits: Tensor) -> None:
+    input_ids = inputs["input_ids"]
+    assert input_ids is not None
     blocks = logits.shape[0] if logits.dim() == 3 else 1
     dtypes = (torch.float32, input_ids.dtype, torch.bool, torch.int32)
     shapes = (input_ids.shape, input_ids.shape, input_ids.shape, (blocks,))
-    extents = [("input_ids", *_memory_extent(input_ids))]
+    extents = [(name, *_memory_extent(tensor)) for name, tensor in inputs.items() if isinstance(tensor, Tensor)]
     for name, output, dtype, shape in zip(_OUTPUT_NAMES, outputs, dtypes, shapes, strict=True):
         if output is None:
             continue

@@ -88,6 +88,16 @@ BAD = {
     "tokens are the ids": (
         {"input_ids": SHARED.view(B, L), "tokens": SHARED.view(B, L)}, ValueError, "tokens: .*overlaps input_ids",
     ),
+    "accepted is the prompt": (
+        {"prompt_mask": (flags := torch.zeros(B, L).bool()), "accepted": flags}, ValueError, "accepted: .*prompt_mask",
+    ),
+    "confidence in the logits": (
+        {"logits": (wide := torch.zeros(B, L, V)), "confidence": wide.view(-1)[: B * L].view(B, L)}, ValueError,
+        "confidence: .*overlaps logits",
+    ),
+    "remaining in the workspace": (
+        {"workspace": (words := torch.zeros(999).int()), "remaining": words[:B]}, ValueError, "remaining: .*workspace",
+    ),
     "workspace float": ({"workspace": torch.zeros(9999)}, TypeError, "workspace: .*int32.*float32"),
     "workspace strided": ({"workspace": torch.zeros(9, 2).int()[:, 0]}, ValueError, "workspace: .*contiguous"),
     "backend unknown": ({"backend": "cuda"}, ValueError, "backend: expected one of .*; got 'cuda'"),

@@ -59,6 +59,14 @@ WRONG = {
 }
 
 
+def _only_with_outputs(logits, ids, mask_id, threshold, **outputs):
+    if outputs:
+        _call(logits, ids, mask_id, threshold, outputs)
+
+
+WRONG["nothing where no outputs are asked for"] = _only_with_outputs
+
+
 def _call(logits, ids, mask_id, threshold, outputs):
     dllm_kernels.dllm_post_process_reference(logits, ids, mask_id, threshold, **outputs)
 

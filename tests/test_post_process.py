@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm_kernels import cpu, dllm_post_process_fused, dllm_post_process_reference
-from tests.calls import ALL_OUTPUTS, BACKENDS, HAS_GPU, Case, call, check, make_case
+from tests.calls import ALL_OUTPUTS, BACKENDS, DEVICE, HAS_GPU, Case, call, check, make_case
 
 INF, NAN = math.inf, math.nan
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -212,6 +212,21 @@ def test_confidence_is_exact_far_from_zero(backend, device, dtype):
     logits[..., 11] = 16.0
     logits += torch.tensor([0.0, 16.0, 64.0, 80.0, 96.0, -96.0, -112.0, 100.0])[None, :, None]
     check(Case(logits.to(dtype), torch.full((1, 8), -1), -1, threshold=0.5), backend, device)
+
+
+@each_dtype
+def test_a_long_share_adds_up_exactly(dtype):
+    """One program for a whole row, a peak beside equal logits: every addition to the peak's sum rounds the same way."""
+    from dllm_kernels import gpu
+
+    vocab, unit = 157_184, 2**-23
+    height = math.log((round(0.05 / 0.95 / vocab * 4 / unit) + 0.45) * unit / 4)
+    logits = torch.full((1, 1, vocab), height if dtype == torch.float32 else -15.0)
+    logits[0, 0, 5] = 0.0
+    case = Case(logits.to(dtype), torch.tensor([[-1]]), -1, threshold=0.5)
+    tile = 32 * gpu.CONFIGS[-1].num_warps * 16 // case.logits.element_size()
+    with mock.patch.object(gpu, "_cut", return_value=(1, -(-vocab // tile))):
+        check(case, "triton", DEVICE)
 
 
 def _combinations():
