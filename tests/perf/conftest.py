@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
+from pytest_benchmark.logger import PytestBenchmarkWarning
 
 from benchmarks import measure, workloads
 from benchmarks.results import Run
 
 PROCESSES = 4
+SAVED = pytest.StashKey[set[str]]()  # tests in every run that is compared with
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +41,11 @@ class VirtualClock:
 CLOCK = VirtualClock()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # It tells of a missing saved run by a warning; as an error, that would be an internal one of pytest's.
+    warnings.filterwarnings("default", category=PytestBenchmarkWarning)
+
+
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
     machine_info["device"] = measure.describe_environment("cuda" if torch.cuda.is_available() else "cpu").device
 
@@ -45,11 +53,18 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_benchmark_compare_machine_info(
     config: pytest.Config, benchmarksession: object, machine_info: dict, compared_benchmark: dict
 ) -> None:
-    """A comparison with another device, or with a run that lacks a test, says nothing: refuse it."""
+    """A comparison with another device says nothing: refuse it."""
     other = compared_benchmark["machine_info"].get("device")
     if other != machine_info["device"]:
         raise pytest.UsageError(f"the saved run was measured on {other}, this one on {machine_info['device']}")
-    saved = {benchmark["fullname"] for benchmark in compared_benchmark["benchmarks"]}
-    missing = sorted({benchmark.fullname for benchmark in benchmarksession.benchmarks} - saved)
-    if missing:
+    names = {benchmark["fullname"] for benchmark in compared_benchmark["benchmarks"]}
+    config.stash[SAVED] = config.stash.get(SAVED, names) & names
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """pytest-benchmark compares what the saved run has, if there is one, and passes the rest: refuse that too."""
+    if session.config.getoption("benchmark_compare") and SAVED not in session.config.stash:
+        raise pytest.UsageError("there is no saved run to compare with: save one with --benchmark-autosave")
+    series = {item.nodeid for item in session.items if "benchmark" in getattr(item, "fixturenames", ())}
+    if missing := sorted(series - session.config.stash.get(SAVED, series)):
         raise pytest.UsageError(f"the saved run lacks {', '.join(missing)}: save a new one with --benchmark-autosave")
