@@ -168,7 +168,7 @@ from dllm_kernels import dllm_post_process_fused
 ids = torch.full((2, 4), 3)
 try:
     dllm_post_process_fused(torch.zeros(2, 4, 10), ids, 3, -1.0, backend="triton")
-except Exception as error:
+except (RuntimeError, ValueError) as error:
     print(type(error).__name__, error)
 assert (ids == 3).all()
 dllm_post_process_fused(torch.zeros(2, 4, 10), ids, 3, -1.0)
