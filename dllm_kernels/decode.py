@@ -7,15 +7,13 @@ until no mask is left in it; then the next block starts. The model is a callable
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import SupportsIndex
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from dllm_kernels.post_process import MAX_EXCLUDE_IDS, dllm_post_process_fused
+from dllm_kernels.post_process import MAX_EXCLUDE_IDS, as_int, as_ints, dllm_post_process_fused
 
 Model = Callable[[Tensor], Tensor]
 
@@ -28,6 +26,11 @@ class DecodeStep:
     block: int  # index on the grid of blocks
     input_ids: Tensor  # (B, T) up to the block's end: the loop's own memory; clone it to keep it
     masks_left: int  # in this block, over all sequences that still decode
+    _run: _Run = field(repr=False)
+
+    def result(self) -> DecodeResult:
+        """What `decode` returns if no further forward pass is made; call it before the next step."""
+        return _result(self._run, self.forward_passes)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,10 @@ def iter_decode(
     max_forward_passes: int | None = None,
     backend: str = "auto",
 ) -> Iterator[DecodeStep]:
-    """`decode`, one forward pass at a time, for a caller that shows progress or may stop early."""
+    """`decode`, one forward pass at a time, for a caller that shows progress or may stop early.
+
+    The arguments are checked at the call, before the first step; `DecodeStep.result` is what has been generated so far.
+    """
     return _steps(
         _prepare(
             model, prompt_ids, mask_id, generation_length, block_length, threshold, eos_id, prompt_lengths,
@@ -135,21 +141,29 @@ def _prepare(
     max_forward_passes: int | None,
     backend: str,
 ) -> _Run:
+    if not callable(model):
+        raise TypeError(f"model: expected a callable from ids to logits; got {model!r}")
     if not isinstance(prompt_ids, Tensor) or prompt_ids.dtype != torch.int64:
         got = prompt_ids.dtype if isinstance(prompt_ids, Tensor) else type(prompt_ids).__name__
         raise TypeError(f"prompt_ids: expected an int64 tensor; got {got}")
     if prompt_ids.dim() != 2:
         raise ValueError(f"prompt_ids: expected shape (B, P); got {tuple(prompt_ids.shape)}")
     batch, longest = prompt_ids.shape
-    lengths = [longest] * batch if prompt_lengths is None else [_as_int("prompt_lengths", n) for n in prompt_lengths]
+    lengths = [longest] * batch if prompt_lengths is None else as_ints("prompt_lengths", prompt_lengths)
     if len(lengths) != batch or not all(0 <= length <= longest for length in lengths):
         raise ValueError(f"prompt_lengths: expected {batch} values from 0 to {longest}; got {lengths}")
     generation_length = _at_least("generation_length", generation_length, 0)
     block_length = _at_least("block_length", block_length, 1)
     if max_forward_passes is not None:
         max_forward_passes = _at_least("max_forward_passes", max_forward_passes, 0)
-    if eos_id == mask_id:
-        raise ValueError(f"eos_id: expected another token than mask_id; got {eos_id} for both")
+    mask_id = as_int("mask_id", mask_id)
+    if eos_id is not None:
+        eos_id = as_int("eos_id", eos_id)
+        if eos_id == mask_id:
+            raise ValueError(f"eos_id: expected another token than mask_id; got {eos_id} for both")
+        if not 0 <= eos_id < 2**63:
+            raise ValueError(f"eos_id: expected a token id, an int64 from 0 on; got {eos_id}")
+    exclude_ids = as_ints("exclude_ids", exclude_ids)
     if len(exclude_ids) >= MAX_EXCLUDE_IDS:
         raise ValueError(f"exclude_ids: expected at most {MAX_EXCLUDE_IDS - 1} ids beside the mask; got {exclude_ids}")
 
@@ -185,16 +199,10 @@ def _prepare(
 
 
 def _at_least(name: str, value: int, least: int) -> int:
-    value = _as_int(name, value)
+    value = as_int(name, value)
     if value < least:
         raise ValueError(f"{name}: expected at least {least}; got {value}")
     return value
-
-
-def _as_int(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise TypeError(f"{name}: expected an integer; got {value!r}")
-    return operator.index(value)
 
 
 def _steps(run: _Run) -> Iterator[DecodeStep]:
@@ -219,7 +227,7 @@ def _steps(run: _Run) -> Iterator[DecodeStep]:
         )
         forward_passes += 1
         masks, ended = _progress(run, fixed)
-        yield DecodeStep(forward_passes, block, input_ids, masks[block])
+        yield DecodeStep(forward_passes, block, input_ids, masks[block], run)
 
 
 def _logits(run: _Run, input_ids: Tensor) -> Tensor:

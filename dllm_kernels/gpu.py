@@ -455,6 +455,8 @@ def _post_process_kernel(
 
 
 def _config(vocab: int) -> Config:
+    if vocab > MAX_VOCAB:
+        raise ValueError(f"logits: expected a vocabulary of at most {MAX_VOCAB} tokens on 'triton'; got {vocab}")
     return next(config for config in CONFIGS if vocab <= config.max_vocab)
 
 
@@ -494,8 +496,6 @@ def post_process(
         return
     *batch, block_length, vocab = logits.shape
     rows = input_ids.numel()
-    if vocab > MAX_VOCAB:
-        raise ValueError(f"logits: expected a vocabulary of at most {MAX_VOCAB} tokens on 'triton'; got {vocab}")
     config = _config(vocab)
     splits, tiles = _cut(rows, vocab, logits.element_size(), device)
     if rows * splits > MAX_PROGRAMS:

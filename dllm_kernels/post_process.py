@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 from numbers import Real
 from types import ModuleType
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -81,6 +82,8 @@ def dllm_post_process_fused(
         RuntimeError: the backend cannot run here, with the reason.
     """
     if torch.compiler.is_compiling():
+        if isinstance(mask_id, bool):  # which the operator's schema would take for an integer
+            raise TypeError(f"mask_id: expected an integer; got {mask_id!r}")
         per_block = isinstance(threshold, Tensor)
         torch.ops.dllm_kernels.post_process(
             logits,
@@ -103,7 +106,7 @@ def dllm_post_process_fused(
     _check_tensors(logits, input_ids, prompt_mask)
     mask_id = _check_mask_id(mask_id, input_ids)
     threshold = _check_threshold(threshold, logits)
-    if exclude_ids:
+    if type(exclude_ids) is not tuple or exclude_ids:
         exclude_ids = _check_exclude_ids(exclude_ids, logits.shape[-1])
     if any(output is not None for output in outputs):
         inputs = {"input_ids": input_ids, "logits": logits, "prompt_mask": prompt_mask, "workspace": workspace}
@@ -114,7 +117,8 @@ def dllm_post_process_fused(
 
     if input_ids.numel() == 0:
         if remaining is not None:
-            remaining.zero_()
+            with torch.inference_mode():
+                remaining.zero_()
     elif backend == "triton":
         _gpu().post_process(logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, workspace)
     else:
@@ -155,7 +159,12 @@ def warmup(
     unknown = sorted(set(outputs) - set(_OUTPUT_NAMES))
     if unknown:
         raise ValueError(f"outputs: expected names among {', '.join(_OUTPUT_NAMES)}; got {', '.join(unknown)}")
+    if not 0 <= as_int("exclude_ids", exclude_ids) <= MAX_EXCLUDE_IDS:
+        raise ValueError(f"exclude_ids: expected how many there will be, 0 to {MAX_EXCLUDE_IDS}; got {exclude_ids}")
     device = torch.device("cuda" if device is None else device)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        present = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
+        raise RuntimeError(f"device: expected a CUDA device to compile for; got {device}; this machine has {present}")
     logits = torch.zeros(1, block_length, vocab, dtype=dtype, device=device)
     ids = torch.zeros(1, block_length, dtype=ids_dtype, device=device)
     buffers = {
@@ -193,7 +202,7 @@ def _post_process_eager(
         prompt_mask = None if prompt_mask is None else prompt_mask.unsqueeze(0)
         confidence, tokens, accepted = (None if out is None else out.unsqueeze(0) for out in outputs[:3])
         outputs = (confidence, tokens, accepted, outputs[3])
-    with torch.no_grad():
+    with torch.inference_mode():  # without it, tensors that were made under it could not be updated
         masked = input_ids == mask_id
         if prompt_mask is not None:
             masked &= ~prompt_mask
@@ -294,17 +303,25 @@ def _overlaps_itself(tensor: Tensor) -> bool:
 
 
 def _check_mask_id(mask_id: int, input_ids: Tensor) -> int:
-    mask_id = _as_int("mask_id", mask_id)
+    mask_id = as_int("mask_id", mask_id)
     low, high = _IDS_BOUNDS[input_ids.dtype]
     if not low <= mask_id <= high:
         raise ValueError(f"mask_id: expected a value of {input_ids.dtype}, the dtype of input_ids; got {mask_id}")
     return mask_id
 
 
-def _as_int(name: str, value: object) -> int:
-    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+def as_int(name: str, value: object) -> int:
+    """`value` as an int, or a TypeError that names the argument."""
+    if isinstance(value, (bool, Tensor)) or not isinstance(value, SupportsIndex) or hasattr(value, "__len__"):
         raise TypeError(f"{name}: expected an integer; got {value!r}")
     return operator.index(value)
+
+
+def as_ints(name: str, values: object) -> list[int]:
+    """`values` as a list of ints, or a TypeError that names the argument."""
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+        raise TypeError(f"{name}: expected a sequence of integers, as a list or a tuple; got {values!r}")
+    return [as_int(name, value) for value in values]
 
 
 def _check_threshold(threshold: float | Tensor, logits: Tensor) -> float | Tensor:
@@ -315,14 +332,18 @@ def _check_threshold(threshold: float | Tensor, logits: Tensor) -> float | Tenso
     number: object = threshold
     if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(f"threshold: expected a number or a float32 tensor; got {threshold!r}")
-    if math.isnan(number):
+    try:
+        value = float(number)
+    except OverflowError:
+        raise ValueError("threshold: expected a number that a float can hold; got one beyond 1e308") from None
+    if math.isnan(value):
         raise ValueError("threshold: expected a number that can be compared with; got nan")
-    return float(number)
+    return value
 
 
 def _check_exclude_ids(exclude_ids: Sequence[int], vocab: int) -> list[int]:
     """The excluded ids that lie inside the vocabulary."""
-    tokens = [_as_int("exclude_ids", token) for token in exclude_ids]
+    tokens = as_ints("exclude_ids", exclude_ids)
     if len(tokens) > MAX_EXCLUDE_IDS:
         raise ValueError(f"exclude_ids: expected at most {MAX_EXCLUDE_IDS} ids; got {len(tokens)}: {tokens}")
     inside = sorted({token for token in tokens if 0 <= token < vocab})

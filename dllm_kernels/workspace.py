@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -47,9 +48,30 @@ def acquire(device: torch.device, elements: int) -> Tensor:
     workspace = _eager.get(key)
     if workspace is None or workspace.numel() < elements:
         with _lock:
-            workspace = torch.zeros(_round_up(elements), dtype=torch.int32, device=device)
+            workspace = _zeros(_round_up(elements), torch.cuda.current_stream(device))
             _eager[key] = workspace
     return workspace
+
+
+def _zeros(elements: int, stream: torch.cuda.Stream, wait: bool = False) -> Tensor:
+    """Zeroed memory that belongs to `stream`, allocated, and if asked for waited for, by a thread of its own.
+
+    `torch.cuda.use_mem_pool` and torch.compile's "reduce-overhead" direct all allocations of a thread into a pool whose
+    memory they take back, though we still hold it. And a thread that has declared itself relaxed may allocate and wait
+    while another captures a graph.
+    """
+
+    def allocate() -> Tensor:
+        mode = ctypes.c_int(_CAPTURE_MODE_RELAXED)
+        _check(_libcuda().cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)))
+        with torch.cuda.stream(stream):
+            memory = torch.zeros(elements, dtype=torch.int32, device=stream.device)
+        if wait:
+            stream.synchronize()
+        return memory
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(allocate).result()
 
 
 def _round_up(elements: int) -> int:
@@ -88,13 +110,8 @@ def _cut_zeroed(device: torch.device, elements: int) -> Tensor:
     """Zeroed memory from outside the graph's pool, cleared before this returns, without a node in the graph."""
     free = _free_by_device.get(device.index)
     if free is None or free.numel() < elements:
-        mode = ctypes.c_int(_CAPTURE_MODE_RELAXED)
-        _check(_libcuda().cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)))
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            free = torch.zeros(max(elements, _CHUNK_ELEMENTS), dtype=torch.int32, device=device)
-        stream.synchronize()
-        _check(_libcuda().cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)))
+        free = _zeros(max(elements, _CHUNK_ELEMENTS), stream, wait=True)
     _free_by_device[device.index] = free[elements:]
     return free[:elements]
 

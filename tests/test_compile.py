@@ -55,3 +55,14 @@ def test_errors_come_through():
 
     with pytest.raises(ValueError, match="threshold: expected a number"):
         step(torch.zeros(4, 10), torch.full((4,), 3))
+
+
+def test_a_mask_id_of_true_is_refused():
+    """The operator's schema would take it for 1."""
+
+    @torch.compile(backend="eager")
+    def step(logits, ids):
+        dllm_post_process_fused(logits, ids, True, 0.5)
+
+    with pytest.raises(TypeError, match="mask_id: expected an integer; got True"):
+        step(torch.zeros(4, 10), torch.full((4,), 3))

@@ -236,7 +236,12 @@ def test_gradients_are_not_recorded():
         ({"block_length": 0}, ValueError, "block_length: expected at least 1; got 0"),
         ({"max_forward_passes": -1}, ValueError, "max_forward_passes"),
         ({"eos_id": MASK}, ValueError, "eos_id: expected another token than mask_id"),
+        ({"eos_id": 1.5}, TypeError, "eos_id: expected an integer; got 1.5"),
+        ({"eos_id": -1}, ValueError, "eos_id: expected a token id"),
+        ({"eos_id": 2**63}, ValueError, "eos_id: expected a token id"),
         ({"exclude_ids": (1, 2, 3, 4)}, ValueError, "exclude_ids: expected at most 3"),
+        ({"exclude_ids": None}, TypeError, "exclude_ids: expected a sequence of integers"),
+        ({"prompt_lengths": 3}, TypeError, "prompt_lengths: expected a sequence of integers"),
         ({"mask_id": 0.5}, TypeError, "mask_id"),
         ({"threshold": math.nan}, ValueError, "threshold"),
         ({"threshold": torch.ones(2)}, ValueError, "threshold"),
@@ -251,6 +256,26 @@ def test_bad_arguments_are_refused_before_the_model_runs(function, changes, erro
     with pytest.raises(error, match=message):
         function(model, **arguments)
     assert model.seen == []
+
+
+def test_a_model_that_cannot_be_called():
+    with pytest.raises(TypeError, match="model: expected a callable"):
+        decode(None, _prompt([1]), mask_id=MASK, generation_length=4)
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_a_caller_that_stops_early_has_the_result_so_far(passes):
+    """As `decode` with that bound on forward passes."""
+    model = Script([1, 2, 3, 4], [0.6, 0.7, 0.8, 0.9])
+    options = {"mask_id": MASK, "generation_length": 4, "block_length": 4}
+    for step in iter_decode(model, _prompt([]), **options):
+        if step.forward_passes == passes:
+            break
+    result = step.result()
+    expected = decode(model, _prompt([]), **options, max_forward_passes=passes)
+    assert result.tokens.equal(expected.tokens)
+    assert result.lengths.equal(expected.lengths)
+    assert (result.finished.item(), result.forward_passes) == (False, passes)
 
 
 @pytest.mark.parametrize(

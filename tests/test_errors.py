@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from dllm_kernels import dllm_post_process_fused, warmup
+from dllm_kernels import dllm_post_process_fused, warmup, workspace_size
 from tests.calls import BACKENDS, DEVICE
 
 V, L, B = 10, 4, 2
@@ -55,11 +56,13 @@ BAD = {
     "mask id float": ({"mask_id": 3.0}, TypeError, "mask_id: expected an integer; got 3.0"),
     "mask id bool": ({"mask_id": True}, TypeError, "mask_id"),
     "mask id tensor": ({"mask_id": torch.tensor(3)}, TypeError, "mask_id"),
+    "mask id array": ({"mask_id": np.array([3])}, TypeError, "mask_id: expected an integer"),
     "mask id beyond int64": ({"mask_id": 2**63}, ValueError, "mask_id: .*int64.*9223372036854775808"),
     "mask id beyond int32": (
         {"mask_id": 2**31, "input_ids": torch.zeros(B, L).int()}, ValueError, "mask_id: .*int32.*2147483648",
     ),
     "threshold nan": ({"threshold": float("nan")}, ValueError, "threshold: .*nan"),
+    "threshold beyond floats": ({"threshold": 10**400}, ValueError, "threshold: expected a number that a float"),
     "threshold string": ({"threshold": "high"}, TypeError, "threshold: .*'high'"),
     "threshold none": ({"threshold": None}, TypeError, "threshold: .*None"),
     "threshold bool": ({"threshold": True}, TypeError, "threshold"),
@@ -71,6 +74,11 @@ BAD = {
     "prompt shape": ({"prompt_mask": torch.zeros(L).bool()}, ValueError, "prompt_mask: expected shape"),
     "prompt elsewhere": ({"prompt_mask": torch.zeros(B, L, device="meta").bool()}, ValueError, "prompt_mask: .*device"),
     "five exclude ids": ({"exclude_ids": [1, 2, 3, 4, 5]}, ValueError, "exclude_ids: expected at most 4 ids; got 5"),
+    "exclude none": ({"exclude_ids": None}, TypeError, "exclude_ids: expected a sequence of integers.*None"),
+    "exclude one id": ({"exclude_ids": 7}, TypeError, "exclude_ids: expected a sequence of integers.*7"),
+    "exclude tensor": ({"exclude_ids": torch.tensor([7])}, TypeError, "exclude_ids: expected a sequence of integers"),
+    "exclude array": ({"exclude_ids": np.array([7])}, TypeError, "exclude_ids: expected a sequence of integers"),
+    "exclude text": ({"exclude_ids": "7"}, TypeError, "exclude_ids: expected a sequence of integers"),
     "exclude floats": ({"exclude_ids": [1.5]}, TypeError, "exclude_ids: expected an integer; got 1.5"),
     "exclude all": (
         {"exclude_ids": [0, 1], "logits": torch.zeros(B, L, 2)}, ValueError, "exclude_ids: expected to leave a token",
@@ -151,6 +159,35 @@ def test_workspace_too_small():
 def test_warmup_refuses_unknown_outputs():
     with pytest.raises(ValueError, match="outputs: expected names among .* got probability"):
         warmup(100, outputs=["probability"])
+
+
+def test_warmup_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="device: expected a CUDA device .* no CUDA device"):
+        warmup(100)
+
+
+@pytest.mark.parametrize(("count", "error"), [(5, ValueError), (-1, ValueError), ((1, 2), TypeError)])
+def test_warmup_takes_a_number_of_exclude_ids(count, error):
+    with pytest.raises(error, match="exclude_ids: expected"):
+        warmup(100, exclude_ids=count)
+
+
+def test_workspace_for_a_vocabulary_too_large():
+    with pytest.raises(ValueError, match="logits: expected a vocabulary of at most 1073741824"):
+        workspace_size(torch.empty(1, 1, 2**30 + 1, device="meta"))
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS, ids=str)
+def test_tensors_made_in_inference_mode(backend, device):
+    """They may be updated outside of it, which PyTorch's own operations refuse."""
+    with torch.inference_mode():
+        logits = torch.zeros(B, L, V, device=device)
+        ids = torch.full((B, L), 3, device=device)
+        confidence = torch.empty(B, L, device=device)
+    dllm_post_process_fused(logits, ids, 3, -1.0, confidence=confidence, backend=backend)
+    assert (ids == 0).all()
+    assert torch.allclose(confidence, torch.tensor(0.1, device=device))
 
 
 def _python(code: str, **environment: str) -> str:

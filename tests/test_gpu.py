@@ -268,6 +268,43 @@ def test_torch_compile_takes_the_whole_graph():
     assert after.cpu().equal(expected.remaining + 1)
 
 
+def test_workspaces_stay_out_of_a_pool_that_others_take_back():
+    """Allocations of this thread are directed into a pool, as CUDA graph trees do; ours must not be among them."""
+    case = make_case(2, 32, 20_000, threshold=0.5)
+    logits, ids = _on_gpu(case)
+    stream, pool = torch.cuda.Stream(), torch.cuda.MemPool()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.use_mem_pool(pool), torch.cuda.stream(stream):
+        dllm_post_process_fused(logits, ids, case.mask_id, 0.5)
+        other = torch.empty(4096, device="cuda")
+    kept = workspace._eager[0, stream.cuda_stream]
+    segments = [(segment["address"], segment["address"] + segment["total_size"]) for segment in pool.snapshot()]
+    assert any(start <= other.data_ptr() < end for start, end in segments)
+    assert not any(start <= kept.data_ptr() < end for start, end in segments)
+    torch.cuda.synchronize()
+    assert ids.cpu().equal(_expected(case))
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of settings and of its own imports
+def test_torch_compile_into_cuda_graphs():
+    """ "reduce-overhead" warms up in a pool, captures, and replays; eager calls in between share its stream."""
+    cases = [make_case(3, 32, 20_000, threshold=0.5, seed=seed) for seed in range(4)]
+
+    @torch.compile(mode="reduce-overhead", fullgraph=True)
+    def step(hidden, ids):
+        after = ids.clone()
+        dllm_post_process_fused(hidden * 2.0, after, cases[0].mask_id, 0.5)
+        return after
+
+    for turn in range(12):
+        case = cases[turn % 4]
+        logits, ids = _on_gpu(case)
+        torch.compiler.cudagraph_mark_step_begin()
+        assert step(logits / 2.0, ids).cpu().equal(_expected(case)), turn
+        dllm_post_process_fused(logits, ids, case.mask_id, 0.5)
+        assert ids.cpu().equal(_expected(case)), turn
+
+
 def test_allocator_churn_beside_other_streams():
     """Workspaces grow while other streams allocate and free the same sizes."""
     streams = [torch.cuda.Stream() for _ in range(4)]
