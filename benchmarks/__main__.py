@@ -52,9 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    measuring = argparse.ArgumentParser(add_help=False)
-    measuring.add_argument("--quick", action="store_true", help="four workloads instead of all")
-    measuring.add_argument("--workload", action="append", metavar="NAME", help="only this one; may be repeated")
+    selecting = argparse.ArgumentParser(add_help=False)
+    selecting.add_argument("--quick", action="store_true", help="four workloads instead of all")
+    selecting.add_argument("--workload", action="append", metavar="NAME", help="only this one; may be repeated")
+    measuring = argparse.ArgumentParser(add_help=False, parents=[selecting])
     measuring.add_argument("--processes", type=int, metavar="N", help="fresh processes to measure in")
     measuring.add_argument("--seed", type=int, default=0, help="of inputs and of the order in pairs (default 0)")
     measuring.add_argument("--output", type=Path, default=OUTPUT / "latest.json", metavar="FILE", help="the record")
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", parents=[measuring], help="measure into a record")
     run.set_defaults(command=_run)
-    judge = commands.add_parser("gate", parents=[judging], help="judge a record")
+    judge = commands.add_parser("gate", parents=[selecting, judging], help="judge a record")
     judge.add_argument("record", type=Path)
     judge.set_defaults(command=_gate)
     show = commands.add_parser("report", parents=[judging], help="show a record's table; exits 0 whatever the verdict")
@@ -94,19 +95,31 @@ def _run(options: argparse.Namespace) -> int:
 
 def _gate(options: argparse.Namespace) -> int:
     run = results.load_run(options.record)
-    judgement = gate.judge(run, gate.Policy(), baseline_of(run, options.require_baseline))
+    gpu = run.environment.device_type == "cuda"
+    expected, _ = workloads.select(options.workload, gpu=gpu, quick=options.quick)
+    baseline = baseline_of(run, options.require_baseline)
+    judgement = gate.judge(run, gate.Policy(), baseline, [workload.name for workload in expected])
     _show(run, judgement, options.markdown)
     return judgement.status.value
 
 
 def _report(options: argparse.Namespace) -> int:
-    _gate(options)
+    run = results.load_run(options.record)
+    _show(run, _judge_as_asked(run, baseline_of(run, options.require_baseline)), options.markdown)
     return 0
+
+
+def _judge_as_asked(run: results.Run, baseline: results.Baseline | None) -> gate.Judgement:
+    """Judge what the run was asked to measure; a note says if that is a part."""
+    return gate.judge(run, gate.Policy(), baseline, run.workloads)
 
 
 def _baseline(options: argparse.Namespace) -> int:
     run = results.load_run(options.record)
-    judgement = gate.judge(run, gate.Policy(), None)
+    policy = gate.Policy()
+    gpu = run.environment.device_type == "cuda"
+    expected, _ = workloads.select(None, gpu=gpu)
+    judgement = gate.judge(run, policy, None, [workload.name for workload in expected])
     if judgement.status is not gate.Status.PASS:
         raise ValueError(f"record: only a run that passes can become a baseline; {report.headline(run, judgement)}")
     if run.environment.dirty:
@@ -116,8 +129,10 @@ def _baseline(options: argparse.Namespace) -> int:
         assert verdict.speedup is not None
         assert verdict.fused_us is not None
         assert verdict.reference_us is not None
+        series = [one for one in run.series if (one.workload, one.clock) == (verdict.workload, verdict.clock)]
+        tolerance = gate.tolerance_of(series, verdict.clock, policy)
         entries.setdefault(verdict.workload, {})[verdict.clock] = results.BaselineEntry(
-            verdict.speedup.estimate, verdict.fused_us, verdict.reference_us
+            verdict.speedup.estimate, verdict.fused_us, verdict.reference_us, tolerance
         )
     environment = run.environment
     path = results.baseline_path(BASELINES, environment.device)
@@ -125,6 +140,9 @@ def _baseline(options: argparse.Namespace) -> int:
         environment.device, run.created, environment.commit, options.reason,
         environment.torch, environment.triton, environment.driver, entries,
     )  # fmt: skip
+    against_itself = gate.judge(run, policy, baseline)
+    if against_itself.status is not gate.Status.PASS:
+        raise ValueError(f"record: too noisy to be held against itself; {report.headline(run, against_itself)}")
     results.save_baseline(baseline, path)
     print(f"Baseline of {environment.device}: {path}. It counts once it is reviewed and merged.")
     return 0
@@ -136,13 +154,13 @@ def _bench(options: argparse.Namespace) -> int:
     run = _measure(options)
     results.save_run(run, options.output)
     baseline = baseline_of(run, options.require_baseline)
-    judgement = gate.judge(run, policy, baseline)
+    judgement = _judge_as_asked(run, baseline)
     for _ in range(policy.looks - 1):
         if not judgement.doubtful():
             break
         print(f"In doubt, measuring more: {', '.join(judgement.doubtful())}")
         run = _measure_more(run, judgement.doubtful(), options)
-        judgement = gate.judge(run, policy, baseline)
+        judgement = _judge_as_asked(run, baseline)
     results.save_run(run, options.output)
     page = history.record_and_publish(options.output, run, judgement, OUTPUT / "dashboard")
     _show(run, judgement, options.markdown)
@@ -153,7 +171,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _dashboard(options: argparse.Namespace) -> int:
     run = results.load_run(options.record)
-    judgement = gate.judge(run, gate.Policy(), baseline_of(run, required=False))
+    judgement = _judge_as_asked(run, baseline_of(run, required=False))
     print(f"Dashboard: {history.publish(run, judgement, OUTPUT / 'dashboard')}")
     return 0
 

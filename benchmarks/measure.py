@@ -139,7 +139,7 @@ def run_worker(task: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> 
         emit({"event": "check", "check": dataclasses.asdict(check)})
         if passed:
             for clock, (fused, reference) in bench.samples().items():
-                one = Series(name, clock, task["process"], tuple(fused), tuple(reference))
+                one = Series(name, clock, task["process"], tuple(fused), tuple(reference), bench.quiet)
                 emit({"event": "series", "series": dataclasses.asdict(one)})
         del bench
         if device == "cuda":
@@ -169,6 +169,7 @@ class _Bench:
         self.draws, self.prepared = workloads.make_inputs(workload, device, seed, copies)
         self.ids = self.prepared.clone()
         self.turn = 0
+        self.quiet = True
 
     def call(self, implementation: str, logits: Tensor) -> None:
         self.implementations[implementation](logits, self.ids, self.workload.mask_id, workloads.THRESHOLD)
@@ -255,7 +256,7 @@ class _Bench:
 
         Such a wait says that other work ran here, and lengthens the implementation that splits its work more finely: on
         two busy cores fused has been seen to take five times the reference's time instead of a fifth of it. On a
-        machine that is never quiet, disturbed pairs are better than none: they widen the interval.
+        machine that is never quiet, disturbed pairs are better than none: the series then says that it is of such.
         """
         pairs: list[dict[str, tuple[float, float]]] = []
         quiet: list[dict[str, tuple[float, float]]] = []
@@ -267,7 +268,8 @@ class _Bench:
             )
             if _waited_ns() - waited_ns <= MAX_WAIT * (time.perf_counter_ns() - start_ns):
                 quiet.append(pairs[-1])
-        kept = quiet if len(quiet) >= MIN_PAIRS else pairs
+        self.quiet = len(quiet) >= MIN_PAIRS
+        kept = quiet if self.quiet else pairs
         return [pair["fused"] for pair in kept], [pair["reference"] for pair in kept]
 
     def _device_samples(self, pairs: int) -> tuple[list[float], list[float]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-VERSION = 1  # of the format; raise it with every change of a field
+VERSION = 2  # of the format; raise it with every change of a field
 
 
 class RecordError(ValueError):
@@ -47,6 +47,7 @@ class Series:
     process: int
     fused: tuple[float, ...]
     reference: tuple[float, ...]
+    quiet: bool  # False if other work on the machine disturbed most pairs, so that these had to be kept
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class BaselineEntry:
     speedup: float
     fused_us: float
     reference_us: float
+    tolerance: float  # largest loss of speedup, as a share: what the run's own noise allows to be told from none
 
 
 @dataclass(frozen=True)

@@ -24,20 +24,28 @@ class Interval:
     high: float
 
 
-def process_log_speedups(series: Iterable[Series]) -> list[float]:
-    """Median of log(reference / fused) over each process's pairs."""
+def speedup(series: Iterable[Series], confidence: float) -> Interval:
+    """Speedup reference / fused, pair by pair, with its two-sided interval."""
     logs: dict[int, list[float]] = {}
     for one in series:
         pairs = zip(one.reference, one.fused, strict=True)
         logs.setdefault(one.process, []).extend(math.log(reference / fused) for reference, fused in pairs)
-    return [statistics.median(values) for values in logs.values()]
+    return _over_processes(logs, confidence)
 
 
-def speedup(series: Iterable[Series], confidence: float) -> Interval:
-    """Speedup reference / fused with its two-sided interval."""
+def fused_us(series: Iterable[Series], confidence: float) -> Interval:
+    """The fused operation's time with its two-sided interval."""
+    logs: dict[int, list[float]] = {}
+    for one in series:
+        logs.setdefault(one.process, []).extend(map(math.log, one.fused))
+    return _over_processes(logs, confidence)
+
+
+def _over_processes(logs: dict[int, list[float]], confidence: float) -> Interval:
+    """Student's interval over the medians of the processes, back from logarithms."""
     from scipy import stats
 
-    values = process_log_speedups(series)
+    values = [statistics.median(one) for one in logs.values()]
     if not values:
         raise ValueError("series: expected samples of at least one process; got none")
     centre = statistics.fmean(values)

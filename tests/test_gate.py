@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from benchmarks.gate import Policy, Status, judge
+from benchmarks import stats
+from benchmarks.gate import Policy, Status, judge, tolerance_of
 from benchmarks.results import Baseline, BaselineEntry, Check
 from benchmarks.workloads import WORKLOADS
 from tests.records import CPU, GPU, NAME, OTHER, make_run, steady
@@ -15,7 +16,9 @@ POLICY = Policy()
 
 
 def _baseline(device=15.0, call=4.0, **changes):
-    entries = {NAME: {"device_us": BaselineEntry(device, 7.0, 105.0), "call_us": BaselineEntry(call, 100.0, 400.0)}}
+    entries = {
+        NAME: {"device_us": BaselineEntry(device, 10.0, 150.0, 0.05), "call_us": BaselineEntry(call, 10.0, 40.0, 0.2)}
+    }
     fields = Baseline(GPU.device, "2026-11-01", "c" * 40, "first", GPU.torch, GPU.triton, GPU.driver, entries)
     return dataclasses.replace(fields, **changes)
 
@@ -55,7 +58,7 @@ def test_one_process_is_doubt():
 
 
 def test_a_slow_cpu_backend_fails_and_a_fast_one_passes():
-    for speedup, status in [(0.8, Status.REGRESSION), (1.0, Status.PASS)]:
+    for speedup, status in [(0.9, Status.REGRESSION), (1.1, Status.PASS)]:
         run = make_run({(NAME, "call_us"): [speedup * s for s in (0.99, 1.0, 1.0, 1.01)]}, environment=CPU)
         assert judge(run, POLICY, None).status is status
 
@@ -85,6 +88,50 @@ def test_an_empty_run_is_never_green():
 def test_a_missing_clock_is_never_green():
     run = make_run({(NAME, "call_us"): [4.0, 4.0, 4.0]})
     assert _by_clock(judge(run, POLICY, None))["device_us"].status is Status.INCONCLUSIVE
+
+
+def test_a_workload_of_the_baseline_that_was_not_measured_is_never_green():
+    baseline = _baseline()
+    baseline.entries[OTHER] = baseline.entries[NAME]
+    judgement = judge(make_run(steady()), POLICY, baseline)
+    assert {v.reason for v in judgement.verdicts if v.workload == OTHER} == {"expected, and not measured"}
+    assert judgement.status is Status.INCONCLUSIVE
+    assert judge(make_run(steady()), POLICY, baseline, [NAME]).status is Status.PASS
+
+
+def test_both_slower_keeps_the_speedup_and_is_a_regression_all_the_same():
+    run = make_run(steady(), fused_us=12.0)
+    judgement = judge(run, POLICY, _baseline())
+    assert _by_clock(judgement)["device_us"].status is Status.REGRESSION
+    assert "fused itself is slower than 11 us" in _by_clock(judgement)["device_us"].reason
+    assert _by_clock(judgement)["call_us"].status is Status.PASS  # the host's speed is not the baseline's
+    assert judge(make_run(steady(), fused_us=10.5), POLICY, _baseline()).status is Status.PASS
+
+
+def test_a_machine_that_was_never_quiet_accuses_nobody():
+    slow = steady(device=2.5)
+    assert judge(make_run(slow), POLICY, None).status is Status.REGRESSION
+    judgement = judge(make_run(slow, quiet=False), POLICY, None)
+    assert judgement.status is Status.INCONCLUSIVE
+    assert "disturbed every process" in _by_clock(judgement)["device_us"].reason
+    assert judge(make_run(steady(), quiet=False), POLICY, None).status is Status.PASS
+
+
+def test_a_noisy_record_passes_the_baseline_that_is_made_of_it():
+    run = make_run({(NAME, "device_us"): [14.0, 15.0, 15.5, 16.0], (NAME, "call_us"): [4.0, 4.0, 4.0, 4.01]})
+    tolerances = {
+        clock: tolerance_of([one for one in run.series if one.clock == clock], clock, POLICY)
+        for clock in ("device_us", "call_us")
+    }
+    assert tolerances["device_us"] > 0.1
+    assert tolerances["call_us"] == POLICY.tolerances["call_us"]
+    entries = {
+        NAME: {
+            clock: BaselineEntry(stats.speedup([s for s in run.series if s.clock == clock], 0.95).estimate, 10, 40, t)
+            for clock, t in tolerances.items()
+        }
+    }
+    assert judge(run, POLICY, _baseline(entries=entries)).status is Status.PASS
 
 
 def test_a_wrong_result_is_a_regression_however_fast():
@@ -120,7 +167,7 @@ def test_older_software_of_the_baseline_is_named():
 
 def test_many_comparisons_need_more_evidence_for_a_regression():
     """The same borderline samples: a regression alone, doubt among many."""
-    borderline = {(NAME, "call_us"): [0.77, 0.785, 0.80]}
+    borderline = {(NAME, "call_us"): [0.91, 0.925, 0.94]}
     alone = judge(make_run(borderline, environment=CPU), Policy(looks=1), None)
     names = [f"1x32x{vocab}-fp16-100" for vocab in range(1000, 1030)]
     crowd = {**borderline, **{(name, "call_us"): [3.0, 3.0, 3.01] for name in names}}

@@ -19,7 +19,7 @@ def _simulate(rng, *, processes, pairs, truth, process_sd, pair_sd):
         noise = rng.normal(0, pair_sd, pairs) + (rng.random(pairs) < 0.03) * rng.exponential(0.5, pairs)
         fused = 10 * np.exp(drift + noise)
         reference = 10 * truth * np.exp(drift + shift + rng.normal(0, pair_sd, pairs))
-        made.append(Series("w", "device_us", process, tuple(fused), tuple(reference)))
+        made.append(Series("w", "device_us", process, tuple(fused), tuple(reference), True))
     return made
 
 
@@ -55,10 +55,11 @@ def test_more_pairs_of_one_process_do_not_stand_for_another_process():
 
 
 def test_direction_and_medians():
-    series = [Series("w", "call_us", p, (2.0, 2.0, 50.0), (8.0, 8.0, 8.0)) for p in range(2)]
+    series = [Series("w", "call_us", p, (2.0, 2.0, 50.0), (8.0, 8.0, 8.0), True) for p in range(2)]
     assert stats.speedup(series, 0.95).estimate == pytest.approx(4.0)
     assert stats.median_us(series, "fused") == 2.0
     assert stats.median_us(series, "reference") == 8.0
+    assert stats.fused_us(series, 0.95).estimate == pytest.approx(2.0)
 
 
 def test_no_samples_is_an_error():

@@ -17,7 +17,7 @@ from tests.perf.conftest import CLOCK
 
 @pytest.mark.parametrize("workload", QUICK)
 def test_verdict(run, workload):
-    judgement = gate.judge(run, gate.Policy(), baseline_of(run, required=False))
+    judgement = gate.judge(run, gate.Policy(), baseline_of(run, required=False), QUICK)
     verdicts = [verdict for verdict in judgement.verdicts if verdict.workload == workload]
     assert verdicts, "not judged"
     for verdict in verdicts:
