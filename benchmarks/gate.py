@@ -37,9 +37,9 @@ class Policy:
             "cpu": {"call_us": 1.0},
         }
     )
-    # Largest loss of speedup against the baseline that is ever accepted without a look at the noise; a baseline's entry
-    # may need more, and says so (`tolerance_of`).
-    tolerances: dict[str, float] = field(default_factory=lambda: {"device_us": 0.03, "call_us": 0.05})
+    # Least tolerance of a baseline's entry for a loss of speedup; its noise may demand more (`tolerance_of`). Two
+    # machines with an H100 agreed within 2.7 % on the device clock and 6 % on the host's (0.6 % and 2 % on average).
+    tolerances: dict[str, float] = field(default_factory=lambda: {"device_us": 0.03, "call_us": 0.15})
     # Largest growth of the fused operation's own time against the baseline, on the clock that is the same in every
     # run: a change that slows fused and reference alike keeps the speedup.
     fused_tolerances: dict[str, float] = field(default_factory=lambda: {"device_us": 0.10})

@@ -87,7 +87,7 @@ def measure(
         raise RuntimeError("measure: expected at least one process to report where it ran")
     return Run(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        command=_command(sys.argv[1:]),
         seed=seed,
         environment=environment,
         workloads=tuple(w.name for w in chosen),
@@ -95,6 +95,13 @@ def measure(
         clock_methods=CLOCK_METHODS[environment.device_type],
         checks=tuple(checks),
         series=tuple(series),
+    )
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """What was typed; of absolute paths the last part alone, because records are published."""
+    return shlex.join(
+        ["python", "-m", "benchmarks", *(Path(a).name if Path(a).is_absolute() else a for a in arguments)]
     )
 
 

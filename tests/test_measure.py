@@ -205,3 +205,7 @@ def test_commit_of_a_checkout_and_of_none(tmp_path, monkeypatch):
     assert measure.commit_of(tmp_path) == (None, True)
     monkeypatch.setenv("DLLM_KERNELS_COMMIT", "abc")
     assert measure.commit_of(tmp_path) == ("abc", False)
+
+
+def test_a_record_tells_its_command_and_no_path_of_the_machine():
+    assert measure._command(["run", "--output", "/home/me/run.json"]) == "python -m benchmarks run --output run.json"
