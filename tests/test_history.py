@@ -29,7 +29,7 @@ def make_run(commit: str | None, *, dirty: bool = False, fused: tuple[float, ...
     return Run(
         created="2026-01-01T00:00:00+00:00", command="python -m benchmarks bench", seed=0, environment=environment,
         workloads=(WORKLOAD,), skipped=(), clock_methods={"call_us": "host clock"},
-        checks=(Check(WORKLOAD, 0, True, ""),), series=(Series(WORKLOAD, "call_us", 0, fused, REFERENCE),),
+        checks=(Check(WORKLOAD, 0, True, ""),), series=(Series(WORKLOAD, "call_us", 0, fused, REFERENCE, True),),
     )  # fmt: skip
 
 
