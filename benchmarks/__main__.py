@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks import gate, history, measure, report, results, workloads
+from benchmarks import doctor, gate, history, measure, report, results, selftest, workloads
+from benchmarks.measure import sides
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINES = Path(__file__).with_name("baselines")
@@ -22,24 +25,30 @@ PROCESSES = {"cuda": 4, "cpu": 5}
 MORE_PROCESSES = 3  # for workloads in doubt, at every further look
 
 EXAMPLES = """examples:
+  python -m benchmarks doctor                    is this machine fit to measure on
   python -m benchmarks bench                     measure, judge, add to the history, publish: what `make bench` does
+  python -m benchmarks compare main              the working tree beside main, in lock-step
+  python -m benchmarks compare v0.1 v0.2 --quick any two commits, four workloads
   python -m benchmarks run --quick               four workloads into .bench/latest.json, no verdict
   python -m benchmarks run --workload 1x32x128000-fp16-100 --output one.json
   python -m benchmarks gate .bench/latest.json --require-baseline
+  python -m benchmarks verify .bench/latest.json derive the recorded verdicts again from the raw samples
   python -m benchmarks report .bench/latest.json --markdown
   python -m benchmarks baseline .bench/latest.json --accept --reason "first measurement on an H100"
+  python -m benchmarks selftest --same 30 --planted 5 --output selftest.json
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers end with us, however we are told to
     try:
         return int(options.command(options))
     except (results.RecordError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; what was measured since the last record is lost, nothing is half written", file=sys.stderr)
         return 130
 
 
@@ -56,18 +65,32 @@ def _parser() -> argparse.ArgumentParser:
     selecting.add_argument("--quick", action="store_true", help="four workloads instead of all")
     selecting.add_argument("--workload", action="append", metavar="NAME", help="only this one; may be repeated")
     measuring = argparse.ArgumentParser(add_help=False, parents=[selecting])
-    measuring.add_argument("--processes", type=int, metavar="N", help="fresh processes to measure in")
+    measuring.add_argument("--processes", type=int, metavar="N", help="fresh processes a side to measure in")
     measuring.add_argument("--seed", type=int, default=0, help="of inputs and of the order in pairs (default 0)")
     measuring.add_argument("--output", type=Path, default=OUTPUT / "latest.json", metavar="FILE", help="the record")
     judging = argparse.ArgumentParser(add_help=False)
     judging.add_argument("--require-baseline", action="store_true", help="no baseline for this device is an error")
-    judging.add_argument("--markdown", action="store_true", help="print Markdown, as for a pull request's summary")
+    judging.add_argument(
+        "--max-slowdown", type=float, metavar="PERCENT", help="of device time against base, instead of 1 %%"
+    )
+    form = judging.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print Markdown, as for a pull request's summary")
+    form.add_argument("--json", action="store_true", help="print the verdicts as JSON")
 
     run = commands.add_parser("run", parents=[measuring], help="measure into a record")
     run.set_defaults(command=_run)
+    compare = commands.add_parser(
+        "compare", parents=[measuring, judging], help="two states of the package side by side, and the verdict"
+    )
+    compare.add_argument("base", help="a commit")
+    compare.add_argument("head", nargs="?", help="a commit (default: the working tree, edits included)")
+    compare.set_defaults(command=_compare)
     judge = commands.add_parser("gate", parents=[selecting, judging], help="judge a record")
     judge.add_argument("record", type=Path)
     judge.set_defaults(command=_gate)
+    verify = commands.add_parser("verify", help="derive a record's verdicts again from its raw samples")
+    verify.add_argument("record", type=Path)
+    verify.set_defaults(command=_verify)
     show = commands.add_parser("report", parents=[judging], help="show a record's table; exits 0 whatever the verdict")
     show.add_argument("record", type=Path)
     show.set_defaults(command=_report)
@@ -83,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     dashboard = commands.add_parser("dashboard", help="publish the page from a record and the history as it is")
     dashboard.add_argument("record", type=Path, nargs="?", default=OUTPUT / "latest.json")
     dashboard.set_defaults(command=_dashboard)
+    selftest.add_command(commands, _progress, case_of)
+    doctor.add_command(commands, BASELINES)
     return parser
 
 
@@ -97,50 +122,62 @@ def _gate(options: argparse.Namespace) -> int:
     run = results.load_run(options.record)
     gpu = run.environment.device_type == "cuda"
     expected, _ = workloads.select(options.workload, gpu=gpu, quick=options.quick)
-    baseline = baseline_of(run, options.require_baseline)
-    judgement = gate.judge(run, gate.Policy(), baseline, [workload.name for workload in expected])
-    _show(run, judgement, options.markdown)
+    case = _case(run, options, [workload.name for workload in expected])
+    judgement = gate.judge(run, case)
+    _show(run, judgement, options)
     return judgement.status.value
 
 
 def _report(options: argparse.Namespace) -> int:
     run = results.load_run(options.record)
-    _show(run, _judge_as_asked(run, baseline_of(run, options.require_baseline)), options.markdown)
+    _show(run, gate.judge(run, _case(run, options, run.workloads)), options)
     return 0
 
 
-def _judge_as_asked(run: results.Run, baseline: results.Baseline | None) -> gate.Judgement:
-    """Judge what the run was asked to measure; a note says if that is a part."""
-    return gate.judge(run, gate.Policy(), baseline, run.workloads)
+def _verify(options: argparse.Namespace) -> int:
+    run = results.load_run(options.record)
+    judgement, differences = gate.verify(run)
+    if differences:
+        raise ValueError(f"{options.record}: its samples do not give its verdicts:\n" + "\n".join(differences))
+    print(f"{options.record}: all {len(judgement.verdicts)} verdicts follow from its samples.")
+    print(report.headline(run, judgement))
+    return judgement.status.value
 
 
 def _baseline(options: argparse.Namespace) -> int:
     run = results.load_run(options.record)
-    policy = gate.Policy()
     gpu = run.environment.device_type == "cuda"
     expected, _ = workloads.select(None, gpu=gpu)
-    judgement = gate.judge(run, policy, None, [workload.name for workload in expected])
+    noise = noise_of(run)
+    case = gate.Case(noise=noise, expected=tuple(workload.name for workload in expected))
+    judgement = gate.judge(run, case)
     if judgement.status is not gate.Status.PASS:
         raise ValueError(f"record: only a run that passes can become a baseline; {report.headline(run, judgement)}")
     if run.environment.dirty:
         raise ValueError("record: it was measured with uncommitted changes; commit them and measure again")
     entries: dict[str, dict[str, results.BaselineEntry]] = {}
     for verdict in judgement.verdicts:
-        assert verdict.speedup is not None
+        if verdict.question != "speedup":
+            continue
+        assert verdict.ratio is not None
         assert verdict.fused_us is not None
-        assert verdict.reference_us is not None
-        series = [one for one in run.series if (one.workload, one.clock) == (verdict.workload, verdict.clock)]
-        tolerance = gate.tolerance_of(series, verdict.clock, policy)
+        assert verdict.beside_us is not None
+        series = [
+            s for s in run.series if (s.workload, s.clock, s.beside) == (verdict.workload, verdict.clock, "reference")
+        ]
         entries.setdefault(verdict.workload, {})[verdict.clock] = results.BaselineEntry(
-            verdict.speedup.estimate, verdict.fused_us, verdict.reference_us, tolerance
+            verdict.ratio.estimate,
+            verdict.fused_us,
+            verdict.beside_us,
+            gate.tolerance_of(series, verdict.clock, case.policy),
         )
     environment = run.environment
-    path = results.baseline_path(BASELINES, environment.device)
+    path = results.device_path(BASELINES, environment.device)
     baseline = results.Baseline(
         environment.device, run.created, environment.commit, options.reason,
         environment.torch, environment.triton, environment.driver, entries,
     )  # fmt: skip
-    against_itself = gate.judge(run, policy, baseline)
+    against_itself = gate.judge(run, dataclasses.replace(case, baseline=baseline))
     if against_itself.status is not gate.Status.PASS:
         raise ValueError(f"record: too noisy to be held against itself; {report.headline(run, against_itself)}")
     results.save_baseline(baseline, path)
@@ -149,34 +186,40 @@ def _baseline(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    """Up to three looks: what is in doubt is measured in more processes, and judged again."""
-    policy = gate.Policy()
     run = _measure(options)
     results.save_run(run, options.output)
-    baseline = baseline_of(run, options.require_baseline)
-    judgement = _judge_as_asked(run, baseline)
-    for _ in range(policy.looks - 1):
-        if not judgement.doubtful():
-            break
-        print(f"In doubt, measuring more: {', '.join(judgement.doubtful())}")
-        run = _measure_more(run, judgement.doubtful(), options)
-        judgement = _judge_as_asked(run, baseline)
-    results.save_run(run, options.output)
+    run, judgement = _look_again(run, options)
     page = history.record_and_publish(options.output, run, judgement, OUTPUT / "dashboard")
-    _show(run, judgement, options.markdown)
-    print(f"Record:    {options.output}")
-    print(f"Dashboard: {page}")
+    _show(run, judgement, options)
+    if not options.json:
+        print(f"Record:    {options.output}")
+        print(f"Dashboard: {page}")
+    return judgement.status.value
+
+
+def _compare(options: argparse.Namespace) -> int:
+    with ExitStack() as stack:
+        base = stack.enter_context(sides.commit(options.base))
+        head = stack.enter_context(sides.commit(options.head) if options.head else sides.working_tree())
+        run = _measure(options, head, base)
+        results.save_run(run, options.output)
+        run, judgement = _look_again(run, options, head, base)
+    _show(run, judgement, options)
+    if not options.json:
+        print(f"Record: {options.output}")
     return judgement.status.value
 
 
 def _dashboard(options: argparse.Namespace) -> int:
     run = results.load_run(options.record)
-    judgement = _judge_as_asked(run, baseline_of(run, required=False))
+    judgement = gate.judge(run, case_of(run, expected=run.workloads))
     print(f"Dashboard: {history.publish(run, judgement, OUTPUT / 'dashboard')}")
     return 0
 
 
-def _measure(options: argparse.Namespace) -> results.Run:
+def _measure(
+    options: argparse.Namespace, head: sides.Side = sides.INSTALLED, base: sides.Side | None = None
+) -> results.Run:
     import torch
 
     gpu = torch.cuda.is_available()
@@ -184,29 +227,52 @@ def _measure(options: argparse.Namespace) -> results.Run:
     processes = options.processes or PROCESSES["cuda" if gpu else "cpu"]
     if processes < 1:
         raise ValueError(f"--processes: expected at least 1; got {processes}")
-    with _progress(len(chosen) * processes) as progress:
-        return measure.measure(chosen, skipped=skipped, processes=processes, seed=options.seed, progress=progress)
-
-
-def _measure_more(run: results.Run, names: list[str], options: argparse.Namespace) -> results.Run:
-    chosen, _ = workloads.select(names, gpu=True)
-    first = 1 + max(check.process for check in run.checks)
-    with _progress(len(chosen) * MORE_PROCESSES) as progress:
-        more = measure.measure(
-            chosen, processes=MORE_PROCESSES, seed=options.seed, first_process=first, progress=progress
+    with _progress("Measuring", len(chosen) * processes) as progress:
+        return measure.measure(
+            chosen, head=head, base=base, skipped=skipped, processes=processes, seed=options.seed, progress=progress
         )
-    if more.environment != run.environment:
-        raise RuntimeError(f"the machine or the checkout changed: {run.environment}, then {more.environment}")
-    return dataclasses.replace(run, checks=run.checks + more.checks, series=run.series + more.series)
+
+
+def _look_again(
+    run: results.Run,
+    options: argparse.Namespace,
+    head: sides.Side = sides.INSTALLED,
+    base: sides.Side | None = None,
+) -> tuple[results.Run, gate.Judgement]:
+    """Judge; what is in doubt is measured in more processes and judged again, up to the policy's looks; store both."""
+    case = _case(run, options, run.workloads)
+    judgement = gate.judge(run, case)
+    for _ in range(case.policy.looks - 1):
+        doubtful = judgement.doubtful()
+        if not doubtful:
+            break
+        chosen, _ = workloads.select(doubtful, gpu=True)
+        with _progress("In doubt, measuring more", len(chosen) * MORE_PROCESSES) as progress:
+            run = run.with_more(
+                measure.measure(
+                    chosen,
+                    head=head,
+                    base=base,
+                    processes=MORE_PROCESSES,
+                    seed=options.seed,
+                    first_process=1 + max(check.process for check in run.checks),
+                    progress=progress,
+                )
+            )
+        judgement = gate.judge(run, case)
+    run = gate.with_verdicts(run, case, judgement)
+    results.save_run(run, options.output)
+    return run, judgement
 
 
 @contextmanager
-def _progress(steps: int) -> Iterator[measure.Progress]:
+def _progress(title: str, steps: int) -> Iterator[measure.Progress]:
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("Measuring"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task("starting", total=steps)
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting the processes", total=steps)
         begun = 0
 
         def progress(text: str) -> None:
@@ -218,17 +284,40 @@ def _progress(steps: int) -> Iterator[measure.Progress]:
         bar.update(task, completed=steps, description="done")
 
 
-def baseline_of(run: results.Run, required: bool) -> results.Baseline | None:
-    path = results.baseline_path(BASELINES, run.environment.device)
-    if path.exists():
-        return results.load_baseline(path)
-    if required:
+def _case(run: results.Run, options: argparse.Namespace, expected: Sequence[str]) -> gate.Case:
+    case = case_of(run, options.require_baseline, expected)
+    if options.max_slowdown is None:
+        return case
+    wanted = options.max_slowdown / 100
+    slowdowns = {device: {**clocks, "device_us": wanted} for device, clocks in case.policy.slowdowns.items()}
+    case = dataclasses.replace(case, policy=dataclasses.replace(case.policy, slowdowns=slowdowns))
+    gate.refuse_what_noise_forbids(run, case)
+    return case
+
+
+def case_of(run: results.Run, require_baseline: bool = False, expected: Sequence[str] | None = None) -> gate.Case:
+    """What this repository judges such a run by."""
+    path = results.device_path(BASELINES, run.environment.device)
+    if require_baseline and not path.exists():
         raise ValueError(f"baseline: none for {run.environment.device}, expected {path}; see `baseline --help`")
-    return None
+    return gate.Case(
+        baseline=results.load_baseline(path) if path.exists() else None,
+        noise=noise_of(run),
+        accepted=results.load_accepted(BASELINES / "accepted-slowdowns.json"),
+        expected=None if expected is None else tuple(expected),
+    )
 
 
-def _show(run: results.Run, judgement: gate.Judgement, as_markdown: bool) -> None:
-    if as_markdown:
+def noise_of(run: results.Run) -> results.NoiseRecord | None:
+    """What is known of the noise of the run's device."""
+    path = results.device_path(BASELINES / "noise", run.environment.device)
+    return results.load_noise(path) if path.exists() else None
+
+
+def _show(run: results.Run, judgement: gate.Judgement, options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps(report.plain(run, judgement), indent=1))
+    elif options.markdown:
         print(report.markdown(run, judgement))
     else:
         report.print_terminal(run, judgement)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gate import Judgement, Status, Verdict
 from benchmarks.results import Run
+from benchmarks.stats import Interval
 from benchmarks.workloads import WORKLOADS
 
 MARKS = {Status.PASS: "PASS", Status.REGRESSION: "REGRESSION", Status.INCONCLUSIVE: "INCONCLUSIVE"}
@@ -23,8 +26,9 @@ class Row:
     workload: str
     clock: str
     fused: str
-    reference: str
-    speedup: str
+    beside: str
+    question: str
+    ratio: str
     bandwidth: str
     status: Status
     reason: str
@@ -35,23 +39,32 @@ def rows(judgement: Judgement) -> list[Row]:
 
 
 def _row(verdict: Verdict) -> Row:
-    if verdict.speedup is None or verdict.fused_us is None or verdict.reference_us is None:
-        return Row(verdict.workload, verdict.clock, "-", "-", "-", "-", verdict.status, verdict.reason)
+    name = (verdict.workload, verdict.clock)
+    if verdict.ratio is None or verdict.fused_us is None or verdict.beside_us is None:
+        return Row(*name, "-", "-", verdict.question, "-", "-", verdict.status, verdict.reason)
     bandwidth = "-"
     if verdict.clock == "device_us":
         bandwidth = f"{WORKLOADS[verdict.workload].bytes_read / verdict.fused_us / 1e3:.0f}"
-    interval = verdict.speedup
-    high = "inf" if interval.high > 1e4 else f"{interval.high:.2f}"
     return Row(
-        verdict.workload,
-        verdict.clock,
+        *name,
         microseconds(verdict.fused_us),
-        microseconds(verdict.reference_us),
-        f"{interval.estimate:.2f}x [{interval.low:.2f}, {high}]",
+        microseconds(verdict.beside_us),
+        verdict.question,
+        _percent(verdict.ratio) if verdict.question == "slowdown" else _times(verdict.ratio),
         bandwidth,
         verdict.status,
         verdict.reason,
     )
+
+
+def _times(ratio: Interval) -> str:
+    high = "inf" if ratio.high > 1e4 else f"{ratio.high:.2f}"
+    return f"{ratio.estimate:.2f}x [{ratio.low:.2f}, {high}]"
+
+
+def _percent(ratio: Interval) -> str:
+    low, high = ("inf" if value in (0.0, math.inf) else f"{value - 1:+.1%}" for value in (ratio.low, ratio.high))
+    return f"{ratio.estimate - 1:+.2%} [{low}, {high}]"
 
 
 def microseconds(value: float) -> str:
@@ -87,8 +100,12 @@ def print_terminal(run: Run, judgement: Judgement) -> None:
     console = Console()
     table = Table(title=headline(run, judgement), caption=versions(run))
     gpu = run.environment.device_type == "cuda"
-    for column in ("workload", "clock", "fused µs", "reference µs", "speedup [interval]"):
-        table.add_column(column, justify="left" if column in ("workload", "clock") else "right", no_wrap=True)
+    compared = run.base is not None
+    columns = ["workload", "clock", "fused µs", "beside µs" if compared else "reference µs"]
+    columns += ["question", "ratio [interval]"] if compared else ["speedup [interval]"]
+    for column in columns:
+        left = column in ("workload", "clock", "question")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
     if gpu:
         table.add_column("GB/s", justify="right")
     table.add_column("verdict")
@@ -96,7 +113,10 @@ def print_terminal(run: Run, judgement: Judgement) -> None:
     for row in rows(judgement):
         verdict = f"[{COLOURS[row.status]}]{MARKS[row.status]}[/]"
         bandwidth = [row.bandwidth] if gpu else []
-        table.add_row(row.workload, row.clock, row.fused, row.reference, row.speedup, *bandwidth, verdict, row.reason)
+        question = [row.question] if compared else []
+        table.add_row(
+            row.workload, row.clock, row.fused, row.beside, *question, row.ratio, *bandwidth, verdict, row.reason
+        )
     if not console.is_terminal:
         console = Console(width=160)  # a log has no width of its own
     console.print(table)
@@ -108,15 +128,26 @@ def markdown(run: Run, judgement: Judgement) -> str:
     lines = [
         f"### {headline(run, judgement)}",
         "",
-        "| workload | clock | fused µs | reference µs | speedup [interval] | GB/s | verdict | why |",
-        "|---|---|--:|--:|--:|--:|---|---|",
+        "| workload | clock | fused µs | beside µs | question | ratio [interval] | GB/s | verdict | why |",
+        "|---|---|--:|--:|---|--:|--:|---|---|",
     ]
     lines += [
-        f"| {r.workload} | {r.clock} | {r.fused} | {r.reference} | {r.speedup} | {r.bandwidth} | {MARKS[r.status]} "
-        f"| {r.reason} |"
+        f"| {r.workload} | {r.clock} | {r.fused} | {r.beside} | {r.question} | {r.ratio} | {r.bandwidth} "
+        f"| {MARKS[r.status]} | {r.reason} |"
         for r in rows(judgement)
     ]
     return "\n".join([*lines, "", *(f"- {note}" for note in judgement.notes), "", versions(run), ""])
+
+
+def plain(run: Run, judgement: Judgement) -> dict[str, Any]:
+    """Verdicts and notes for machines."""
+    verdicts = [{**dataclasses.asdict(verdict), "status": verdict.status.name} for verdict in judgement.verdicts]
+    environment = dataclasses.asdict(run.environment)
+    base = None if run.base is None else dataclasses.asdict(run.base)
+    return {
+        "status": judgement.status.name, "environment": environment, "base": base, "verdicts": verdicts,
+        "notes": list(judgement.notes),
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,26 +162,25 @@ class Bar:
 
 
 def bars(verdicts: Sequence[Verdict]) -> list[Bar]:
-    """All on one logarithmic axis from 1 (or the smallest bound) to the largest estimate."""
-    known = [v for v in verdicts if v.speedup is not None and v.bound is not None]
+    """All on one logarithmic axis from the smallest estimate or bound to the largest."""
+    known = [(v, v.ratio, v.bound) for v in verdicts if v.ratio is not None and v.bound is not None]
     if not known:
         return []
-    low = math.log(min(0.9, *(v.speedup.estimate for v in known if v.speedup)))
-    high = math.log(max(v.speedup.estimate for v in known if v.speedup) * 1.15)
+    low = math.log(min(min(ratio.estimate, bound) for _, ratio, bound in known) * 0.97)
+    high = math.log(max(max(ratio.estimate, bound) for _, ratio, bound in known) * 1.03)
 
-    def percent(speedup: float) -> float:
-        return min(100.0, max(0.0, 100 * (math.log(max(speedup, 1e-9)) - low) / (high - low)))
+    def percent(ratio: float) -> float:
+        return min(100.0, max(0.0, 100 * (math.log(max(ratio, 1e-9)) - low) / (high - low)))
 
     return [
         Bar(
-            _row(v),
-            percent(v.speedup.low),
-            max(0.6, percent(v.speedup.high) - percent(v.speedup.low)),
-            percent(v.speedup.estimate),
-            percent(v.bound),
+            _row(verdict),
+            percent(ratio.low),
+            max(0.6, percent(ratio.high) - percent(ratio.low)),
+            percent(ratio.estimate),
+            percent(bound),
         )
-        for v in known
-        if v.speedup and v.bound
+        for verdict, ratio, bound in known
     ]
 
 
@@ -160,13 +190,21 @@ def page(run: Run, judgement: Judgement, history_link: str | None) -> str:
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(TEMPLATE.read_text())
-    clocks = list(dict.fromkeys(verdict.clock for verdict in judgement.verdicts))
+    titles = {"slowdown": "Fused beside that of base", "speedup": "Speedup over the PyTorch reference"}
+    asked = list(dict.fromkeys((v.question, v.clock) for v in judgement.verdicts if v.clock != "count"))
     return template.render(
         headline=headline(run, judgement),
         status=MARKS[judgement.status],
         versions=versions(run),
         notes=judgement.notes,
-        charts=[(clock, bars([v for v in judgement.verdicts if v.clock == clock])) for clock in clocks],
+        charts=[
+            (
+                titles[question],
+                clock,
+                bars([v for v in judgement.verdicts if (v.question, v.clock) == (question, clock)]),
+            )
+            for question, clock in asked
+        ],
         methods=run.clock_methods,
         rows=rows(judgement),
         marks=MARKS,

@@ -1,62 +1,101 @@
-"""Estimates and intervals from pairs of samples, with the process as the unit of repetition.
+"""From raw samples to ratios with intervals. Pure.
 
-Samples of one process share an allocation, a clock state and a placement on the machine, so more pairs from one process
-say nothing about the next one. Each process contributes one number, the median of the log ratios of its pairs (medians
-because interrupts lengthen single samples); the interval is Student's t over these numbers.
+Samples come in pairs and pairs in processes. A process has a shift of its own (memory layout, clocks), which more pairs
+do not average away, so the median of its log ratios counts as one observation and the interval is over processes. A few
+processes say little of their own variance; where it is known from runs of the same code against itself on that device
+(`Noise`), both are pooled, unless these processes vary more than the known ones ever would.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.results import Series
+from benchmarks.results import Noise, Series
+
+MISFIT = 0.01  # chance of the known variance being set aside though it holds
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence bounds; without bounds where one process alone was measured."""
+    """An estimate with its confidence bounds; 0 and inf where the samples allow none."""
 
     estimate: float
     low: float
     high: float
 
 
-def speedup(series: Iterable[Series], confidence: float) -> Interval:
-    """Speedup reference / fused, pair by pair, with its two-sided interval."""
+def ratios(series: Iterable[Series]) -> list[float]:
+    """Per process, the median of log(us / beside_us) over its pairs."""
     logs: dict[int, list[float]] = {}
     for one in series:
-        pairs = zip(one.reference, one.fused, strict=True)
-        logs.setdefault(one.process, []).extend(math.log(reference / fused) for reference, fused in pairs)
-    return _over_processes(logs, confidence)
+        pairs = zip(one.us, one.beside_us, strict=True)
+        logs.setdefault(one.process, []).extend(math.log(us / beside_us) for us, beside_us in pairs)
+    return [statistics.median(values) for values in logs.values()]
 
 
-def fused_us(series: Iterable[Series], confidence: float) -> Interval:
-    """The fused operation's time with its two-sided interval."""
+def times(series: Iterable[Series]) -> list[float]:
+    """Per process, the median of log(us)."""
     logs: dict[int, list[float]] = {}
     for one in series:
-        logs.setdefault(one.process, []).extend(map(math.log, one.fused))
-    return _over_processes(logs, confidence)
+        logs.setdefault(one.process, []).extend(map(math.log, one.us))
+    return [statistics.median(values) for values in logs.values()]
 
 
-def _over_processes(logs: dict[int, list[float]], confidence: float) -> Interval:
-    """Student's interval over the medians of the processes, back from logarithms."""
+def interval(logs: Sequence[float], error: float, noise: Noise | None = None) -> Interval:
+    """Mean of the processes' logarithms, back from them, with bounds that err by `error` on each side.
+
+    Raises:
+        ValueError: no process.
+    """
     from scipy import stats
 
-    values = [statistics.median(one) for one in logs.values()]
-    if not values:
+    if not logs:
         raise ValueError("series: expected samples of at least one process; got none")
-    centre = statistics.fmean(values)
-    if len(values) == 1:
+    centre = statistics.fmean(logs)
+    deviation, freedom = spread(logs, noise)
+    if freedom == 0:
         return Interval(math.exp(centre), 0.0, math.inf)
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * error
-    return Interval(math.exp(centre), math.exp(centre - half), math.exp(min(centre + half, 700.0)))  # no overflow
+    half = float(stats.t.ppf(1 - error, freedom)) * deviation / math.sqrt(len(logs))
+    # No overflow.
+    return Interval(math.exp(centre), math.exp(max(centre - half, -700.0)), math.exp(min(centre + half, 700.0)))
 
 
-def median_us(series: Iterable[Series], implementation: str) -> float:
-    """Median over processes of the median sample of "fused" or "reference"."""
-    samples = [one.fused if implementation == "fused" else one.reference for one in series]
-    return statistics.median(statistics.median(values) for values in samples)
+def spread(logs: Sequence[float], noise: Noise | None) -> tuple[float, int]:
+    """Standard deviation of a process, and the degrees of freedom that it is known with; 0 if it is not."""
+    from scipy import stats
+
+    own = len(logs) - 1
+    variance = statistics.variance(logs) if own else 0.0
+    if noise is None:
+        return math.sqrt(variance), own
+    known = noise.processes - 1
+    if own and variance > noise.deviation**2 * float(stats.f.ppf(1 - MISFIT, own, known)):
+        return math.sqrt(variance), own
+    pooled = (known * noise.deviation**2 + own * variance) / (known + own)
+    return math.sqrt(pooled), known + own
+
+
+def detectable(noise: Noise, processes: int, tolerance: float, error: float, power: float) -> float:
+    """The smallest slowdown (0.02 is 2 %) that is told from `tolerance` in `power` of all runs."""
+    return math.expm1(math.log1p(tolerance) + _margin(noise, processes, error, power))
+
+
+def least_tolerance(noise: Noise, processes: int, error: float, power: float) -> float:
+    """The smallest tolerance below which `power` of all runs without a slowdown are shown to lie."""
+    return math.expm1(_margin(noise, processes, error, power))
+
+
+def _margin(noise: Noise, processes: int, error: float, power: float) -> float:
+    from scipy import stats
+
+    freedom = noise.processes - 1 + processes - 1
+    quantiles = float(stats.t.ppf(1 - error, freedom)) + float(stats.norm.ppf(power))
+    return quantiles * noise.deviation / math.sqrt(processes)
+
+
+def median_us(series: Iterable[Series], *, beside: bool = False) -> float:
+    """Median over processes of the median sample, of what was measured or of what it was held beside."""
+    return statistics.median(statistics.median(one.beside_us if beside else one.us) for one in series)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from benchmarks.results import Check, Environment, Run, Series
+from benchmarks.results import Check, Environment, Noise, NoiseRecord, Run, Series, State
 
 NAME = "1x32x128000-fp16-100"
 OTHER = "1x32x157184-bf16-100"
-GPU = Environment("NVIDIA Test", "cuda", 8, "3.12.3", "2.11.0", "3.6.0", "13.0", "580.1", "a" * 40, False)
-CPU = Environment("Test CPU", "cpu", 2, "3.11.7", "2.13.0", "3.6.0", None, None, "b" * 40, False)
+GPU = Environment("NVIDIA Test", "cuda", "0123", 8, "3.12.3", "2.11.0", "3.6.0", "13.0", "580.1", "a" * 40, False)
+CPU = Environment("Test CPU", "cpu", None, 2, "3.11.7", "2.13.0", "3.6.0", None, None, "b" * 40, False)
+
+
+def make_series(
+    name: tuple[str, str], process: int, ratio: float, us: float = 10.0, pair=("fused", "reference"), quiet=True
+) -> Series:
+    """Ten pairs; `ratio` is that of the second to the first."""
+    jitter = [1 + 0.001 * (number % 3) for number in range(10)]
+    return Series(*name, process, *pair, tuple(us * j for j in jitter), tuple(us * ratio * j for j in jitter), quiet)
 
 
 def make_run(
@@ -15,35 +23,35 @@ def make_run(
     environment: Environment = GPU,
     fused_us: float = 10.0,
     quiet: bool = True,
+    slowdowns: dict[tuple[str, str], list[float]] | None = None,
+    moved: float = 1.0,
     **changes,
 ) -> Run:
-    """A run of one speedup per process, by workload and clock, with ten pairs each."""
+    """A run of one speedup per process, by workload and clock; with `slowdowns`, beside a base, whose reference took
+    1 / `moved` of the time."""
     names = tuple(dict.fromkeys(workload for workload, _ in speedups))
     checks, series = [], []
-    for (workload, clock), values in speedups.items():
+    for name, values in speedups.items():
         for process, speedup in enumerate(values):
-            jitter = [1 + 0.001 * (pair % 3) for pair in range(10)]
-            series.append(
-                Series(
-                    workload,
-                    clock,
-                    process,
-                    tuple(fused_us * j for j in jitter),
-                    tuple(fused_us * speedup * j for j in jitter),
-                    quiet,
-                )
-            )
-            checks.append(Check(workload, process, True, "equal"))
+            series.append(make_series(name, process, speedup, fused_us, quiet=quiet))
+            checks.append(Check(name[0], process, True, "equal"))
+    for name, values in (slowdowns or {}).items():
+        for process, slowdown in enumerate(values):
+            series.append(make_series(name, process, 1 / slowdown, fused_us, ("fused", "base fused"), quiet))
+            series.append(make_series(name, process, 1 / moved, 100.0, ("reference", "base reference"), quiet))
     fields = {
         "created": "2026-11-23T12:00:00+00:00",
         "command": "python -m benchmarks run",
         "seed": 0,
         "environment": environment,
+        "base": State("d" * 40, False, "dllm_kernels/__init__.py") if slowdowns else None,
         "workloads": names,
         "skipped": (),
         "clock_methods": {"device_us": "CUPTI", "call_us": "host clock"},
         "checks": tuple(checks),
         "series": tuple(series),
+        "blocks": (),
+        "counts": {},
     }
     return Run(**{**fields, **changes})
 
@@ -55,3 +63,13 @@ def steady(device: float = 15.0, call: float = 4.0, workload: str = NAME) -> dic
         (workload, "device_us"): [device * s for s in spread],
         (workload, "call_us"): [call * s for s in spread],
     }
+
+
+def make_noise(device: float = 0.003, call: float = 0.015, workload: str = NAME) -> NoiseRecord:
+    """What 41 processes showed, for every pair."""
+    pairs = ("fused beside reference", "fused beside base fused", "reference beside base reference")
+    clocks = {
+        clock: {pair: Noise(deviation, 41) for pair in pairs}
+        for clock, deviation in (("device_us", device), ("call_us", call))
+    }
+    return NoiseRecord(GPU.device, "2026-11-23", "a" * 40, {workload: clocks})

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import history, measure, results
+from benchmarks import gate, history, measure, results
 from benchmarks.workloads import WORKLOADS
-from tests.records import GPU, NAME, make_run, steady
+from tests.records import GPU, NAME, make_noise, make_run, steady
 
 
 def _whole(device=15.0, **changes):
@@ -78,7 +79,7 @@ def test_require_baseline(record, capsys):
     assert stored.reason == "first"
     assert stored.commit == GPU.commit
     assert stored.entries[NAME]["device_us"].speedup == pytest.approx(15.0, rel=1e-3)
-    assert cli.main(["gate", record(_whole(13.0)), "--require-baseline"]) == 1
+    assert cli.main(["gate", record(_whole(13.0, fused_us=11.5)), "--require-baseline"]) == 1
 
 
 def test_only_a_clean_run_that_passes_becomes_a_baseline(record, capsys):
@@ -124,3 +125,57 @@ def test_bench_measures_more_where_in_doubt_and_stops(tmp_path, monkeypatch, cap
 def test_bench_refuses_an_unknown_workload(capsys):
     assert cli.main(["bench", "--workload", "1x1x1"]) == 2
     assert "workload: unknown 1x1x1" in capsys.readouterr().err
+
+
+def test_verify_exits_with_the_verdict_and_refuses_other_samples(record, tmp_path, capsys):
+    run = _whole()
+    case = gate.Case()
+    path = record(gate.with_verdicts(run, case, gate.judge(run, case)))
+    assert cli.main(["verify", path]) == 0
+    assert "follow from its samples" in capsys.readouterr().out
+    fields = json.loads(Path(path).read_text())
+    fields["series"][0]["us"] = [us * 2 for us in fields["series"][0]["us"]]
+    Path(path).write_text(json.dumps(fields))
+    assert cli.main(["verify", path]) == 2
+    assert "its samples do not give its verdicts" in capsys.readouterr().err
+    assert cli.main(["verify", record(run)]) == 2
+
+
+def test_verdicts_for_machines(record, capsys):
+    assert cli.main(["gate", record(_whole(2.0)), "--json"]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["status"] == "REGRESSION"
+    assert {verdict["question"] for verdict in printed["verdicts"]} == {"speedup"}
+
+
+@pytest.mark.parametrize(("device", "code"), [(1.0, 0), (1.1, 1)])
+def test_compare_measures_two_states_and_judges_both_questions(tmp_path, monkeypatch, capsys, device, code):
+    sides_seen = []
+
+    def fake_measure(chosen, *, head, base, processes, **_):
+        sides_seen.append((base.state.file, head.state.file))
+        slowdowns = {key: [device * s for s in (0.999, 1.001, 1.0, 1.0)] for key in steady()}
+        return make_run(steady(), slowdowns=slowdowns)
+
+    monkeypatch.setattr(measure, "measure", fake_measure)
+    output = tmp_path / "compared.json"
+    assert cli.main(["compare", "HEAD", "--workload", NAME, "--output", str(output)]) == code
+    assert "slower than base" in capsys.readouterr().out
+    ((base, head),) = sides_seen
+    assert " at " in base
+    assert head.endswith("of the working tree")
+    assert cli.main(["verify", str(output)]) == code
+
+
+def test_compare_refuses_what_is_no_commit(capsys):
+    assert cli.main(["compare", "no-such-branch"]) == 2
+    assert "no-such-branch: expected a commit of this repository" in capsys.readouterr().err
+
+
+def test_a_tolerance_below_the_known_noise_is_refused(record, tmp_path, capsys):
+    results.save_noise(make_noise(), tmp_path / "baselines" / "noise" / "nvidia-test.json")
+    run = make_run(steady(), slowdowns=steady(1.0, 1.0))
+    arguments = ["gate", record(run), "--workload", NAME, "--max-slowdown"]
+    assert cli.main([*arguments, "0.1"]) == 2
+    assert f"expected at least 0.58 for {NAME}" in capsys.readouterr().err
+    assert cli.main([*arguments, "2"]) == 0

@@ -70,7 +70,8 @@ def test_nothing_imports_the_integrations() -> None:
 
 
 def test_measuring_does_not_judge() -> None:
-    assert not imports(module("benchmarks.measure")) & {"benchmarks.gate", "benchmarks.report"}
+    for path in (ROOT / "benchmarks" / "measure").glob("*.py"):
+        assert not imports(path) & {"benchmarks.gate", "benchmarks.report"}, path
 
 
 @pytest.mark.parametrize("name", ["gate", "report"])

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from benchmarks import stats
-from benchmarks.gate import Policy, Status, judge, tolerance_of
-from benchmarks.results import Baseline, BaselineEntry, Check
+from benchmarks import results, stats
+from benchmarks.gate import (
+    Case,
+    Policy,
+    Status,
+    judge,
+    noise_entries,
+    process_ratios,
+    refuse_what_noise_forbids,
+    tolerance_of,
+    verify,
+    with_verdicts,
+)
+from benchmarks.results import AcceptedSlowdown, Baseline, BaselineEntry, Block, Check, GpuState
 from benchmarks.workloads import WORKLOADS
-from tests.records import CPU, GPU, NAME, OTHER, make_run, steady
+from tests.records import CPU, GPU, NAME, OTHER, make_noise, make_run, steady
 
 POLICY = Policy()
 
@@ -23,44 +35,48 @@ def _baseline(device=15.0, call=4.0, **changes):
     return dataclasses.replace(fields, **changes)
 
 
+def judge_(run, policy, baseline, expected=None, **more):
+    return judge(run, Case(policy, baseline, expected=None if expected is None else tuple(expected), **more))
+
+
 def _by_clock(judgement):
     return {verdict.clock: verdict for verdict in judgement.verdicts}
 
 
 def test_above_the_floor_passes_and_says_there_is_no_baseline():
-    judgement = judge(make_run(steady()), POLICY, None)
+    judgement = judge_(make_run(steady()), POLICY, None)
     assert judgement.status is Status.PASS
     assert "No baseline for NVIDIA Test" in judgement.notes[0]
 
 
 def test_below_the_floor_is_a_regression():
-    judgement = judge(make_run(steady(device=2.5)), POLICY, None)
+    judgement = judge_(make_run(steady(device=2.5)), POLICY, None)
     assert judgement.status is Status.REGRESSION
     assert _by_clock(judgement)["device_us"].reason == "below 3.00x (floor)"
     assert _by_clock(judgement)["call_us"].status is Status.PASS
 
 
 def test_a_lost_speedup_is_seen_against_the_baseline_though_far_above_the_floor():
-    assert judge(make_run(steady(device=14.0)), POLICY, _baseline()).status is Status.REGRESSION
-    assert judge(make_run(steady(device=14.8)), POLICY, _baseline()).status is Status.PASS
+    assert judge_(make_run(steady(device=14.0), fused_us=10.7), POLICY, _baseline()).status is Status.REGRESSION
+    assert judge_(make_run(steady(device=14.8)), POLICY, _baseline()).status is Status.PASS
 
 
 def test_at_the_bound_is_doubt():
-    run = make_run({**steady(), (NAME, "device_us"): [14.3, 14.8, 14.4, 14.9]})
-    judgement = judge(run, POLICY, _baseline())
+    run = make_run({**steady(), (NAME, "device_us"): [14.0, 14.4, 14.1, 14.5]}, fused_us=10.5)
+    judgement = judge_(run, POLICY, _baseline())
     assert judgement.status is Status.INCONCLUSIVE
     assert judgement.doubtful() == [NAME]
 
 
 def test_one_process_is_doubt():
-    judgement = judge(make_run({(NAME, "device_us"): [15.0], (NAME, "call_us"): [4.0]}), POLICY, None)
+    judgement = judge_(make_run({(NAME, "device_us"): [15.0], (NAME, "call_us"): [4.0]}), POLICY, None)
     assert judgement.status is Status.INCONCLUSIVE
 
 
 def test_a_slow_cpu_backend_fails_and_a_fast_one_passes():
     for speedup, status in [(0.9, Status.REGRESSION), (1.1, Status.PASS)]:
         run = make_run({(NAME, "call_us"): [speedup * s for s in (0.99, 1.0, 1.0, 1.01)]}, environment=CPU)
-        assert judge(run, POLICY, None).status is status
+        assert judge_(run, POLICY, None).status is status
 
 
 @pytest.mark.parametrize(
@@ -71,50 +87,57 @@ def test_a_slow_cpu_backend_fails_and_a_fast_one_passes():
     ],
 )
 def test_what_is_missing_is_never_green(changes, reason):
-    judgement = judge(dataclasses.replace(make_run(steady()), **changes), POLICY, None)
+    judgement = judge_(dataclasses.replace(make_run(steady()), **changes), POLICY, None)
     assert judgement.status is Status.INCONCLUSIVE
     assert {verdict.reason for verdict in judgement.verdicts} == {reason}
 
 
 def test_a_missing_workload_is_never_green():
     run = dataclasses.replace(make_run(steady()), workloads=(NAME, OTHER))
-    assert judge(run, POLICY, None).status is Status.INCONCLUSIVE
+    assert judge_(run, POLICY, None).status is Status.INCONCLUSIVE
 
 
 def test_an_empty_run_is_never_green():
-    assert judge(make_run({}), POLICY, None).status is Status.INCONCLUSIVE
+    assert judge_(make_run({}), POLICY, None).status is Status.INCONCLUSIVE
 
 
 def test_a_missing_clock_is_never_green():
     run = make_run({(NAME, "call_us"): [4.0, 4.0, 4.0]})
-    assert _by_clock(judge(run, POLICY, None))["device_us"].status is Status.INCONCLUSIVE
+    assert _by_clock(judge_(run, POLICY, None))["device_us"].status is Status.INCONCLUSIVE
 
 
 def test_a_workload_of_the_baseline_that_was_not_measured_is_never_green():
     baseline = _baseline()
     baseline.entries[OTHER] = baseline.entries[NAME]
-    judgement = judge(make_run(steady()), POLICY, baseline)
+    judgement = judge_(make_run(steady()), POLICY, baseline)
     assert {v.reason for v in judgement.verdicts if v.workload == OTHER} == {"expected, and not measured"}
     assert judgement.status is Status.INCONCLUSIVE
-    assert judge(make_run(steady()), POLICY, baseline, [NAME]).status is Status.PASS
+    assert judge_(make_run(steady()), POLICY, baseline, [NAME]).status is Status.PASS
 
 
 def test_both_slower_keeps_the_speedup_and_is_a_regression_all_the_same():
     run = make_run(steady(), fused_us=12.0)
-    judgement = judge(run, POLICY, _baseline())
+    judgement = judge_(run, POLICY, _baseline())
     assert _by_clock(judgement)["device_us"].status is Status.REGRESSION
     assert "fused itself is slower than 11 us" in _by_clock(judgement)["device_us"].reason
     assert _by_clock(judgement)["call_us"].status is Status.PASS  # the host's speed is not the baseline's
-    assert judge(make_run(steady(), fused_us=10.5), POLICY, _baseline()).status is Status.PASS
+    assert judge_(make_run(steady(), fused_us=10.5), POLICY, _baseline()).status is Status.PASS
+
+
+def test_a_faster_reference_is_not_our_regression():
+    judgement = judge_(make_run(steady(device=13.0)), POLICY, _baseline())
+    assert judgement.status is Status.PASS
+    assert "the reference became 13.2% faster, fused not slower: renew" in _by_clock(judgement)["device_us"].reason
+    assert judge_(make_run(steady(device=2.5)), POLICY, _baseline()).status is Status.REGRESSION  # but for the floor
 
 
 def test_a_machine_that_was_never_quiet_accuses_nobody():
     slow = steady(device=2.5)
-    assert judge(make_run(slow), POLICY, None).status is Status.REGRESSION
-    judgement = judge(make_run(slow, quiet=False), POLICY, None)
+    assert judge_(make_run(slow), POLICY, None).status is Status.REGRESSION
+    judgement = judge_(make_run(slow, quiet=False), POLICY, None)
     assert judgement.status is Status.INCONCLUSIVE
     assert "disturbed every process" in _by_clock(judgement)["device_us"].reason
-    assert judge(make_run(steady(), quiet=False), POLICY, None).status is Status.PASS
+    assert judge_(make_run(steady(), quiet=False), POLICY, None).status is Status.PASS
 
 
 def test_a_noisy_record_passes_the_baseline_that_is_made_of_it():
@@ -127,49 +150,196 @@ def test_a_noisy_record_passes_the_baseline_that_is_made_of_it():
     assert tolerances["call_us"] == POLICY.tolerances["call_us"]
     entries = {
         NAME: {
-            clock: BaselineEntry(stats.speedup([s for s in run.series if s.clock == clock], 0.95).estimate, 10, 40, t)
+            clock: BaselineEntry(
+                1 / stats.interval(stats.ratios(s for s in run.series if s.clock == clock), 0.05).estimate, 10, 40, t
+            )
             for clock, t in tolerances.items()
         }
     }
-    assert judge(run, POLICY, _baseline(entries=entries)).status is Status.PASS
+    assert judge_(run, POLICY, _baseline(entries=entries)).status is Status.PASS
 
 
 def test_a_wrong_result_is_a_regression_however_fast():
     run = make_run(steady(device=100.0))
     wrong = Check(NAME, 2, False, "3 ids differ from the reference")
-    judgement = judge(dataclasses.replace(run, checks=(*run.checks[:2], wrong, *run.checks[3:])), POLICY, None)
+    judgement = judge_(dataclasses.replace(run, checks=(*run.checks[:2], wrong, *run.checks[3:])), POLICY, None)
     assert judgement.status is Status.REGRESSION
     assert "3 ids differ" in judgement.verdicts[0].reason
 
 
 def test_a_workload_that_the_baseline_lacks_is_doubt():
-    judgement = judge(make_run({**steady(), **steady(workload=OTHER)}), POLICY, _baseline())
+    judgement = judge_(make_run({**steady(), **steady(workload=OTHER)}), POLICY, _baseline())
     assert [verdict.status for verdict in judgement.verdicts if verdict.workload == OTHER] == [Status.INCONCLUSIVE] * 2
     assert judgement.status is Status.INCONCLUSIVE
 
 
 def test_another_device_than_the_baselines_is_refused():
     with pytest.raises(ValueError, match="baseline: .*NVIDIA Other.*NVIDIA Test"):
-        judge(make_run(steady()), POLICY, dataclasses.replace(_baseline(), device="NVIDIA Other"))
+        judge_(make_run(steady()), POLICY, dataclasses.replace(_baseline(), device="NVIDIA Other"))
 
 
 def test_a_part_of_the_workloads_is_called_a_part():
-    notes = judge(make_run(steady(), skipped=(OTHER,)), POLICY, None).notes
+    notes = judge_(make_run(steady(), skipped=(OTHER,)), POLICY, None).notes
     assert f"A part only: {len(WORKLOADS) - 2} of the {len(WORKLOADS) - 1} workloads" in " ".join(notes)
     every = make_run({key: value for name in WORKLOADS for key, value in steady(workload=name).items()})
-    assert not [note for note in judge(every, POLICY, None).notes if "A part" in note]
+    assert not [note for note in judge_(every, POLICY, None).notes if "A part" in note]
 
 
 def test_older_software_of_the_baseline_is_named():
-    notes = judge(make_run(steady()), POLICY, _baseline(torch="2.10.0")).notes
+    notes = judge_(make_run(steady()), POLICY, _baseline(torch="2.10.0")).notes
     assert "The baseline was taken with torch 2.10.0; this run has 2.11.0." in notes
 
 
 def test_many_comparisons_need_more_evidence_for_a_regression():
     """The same borderline samples: a regression alone, doubt among many."""
-    borderline = {(NAME, "call_us"): [0.91, 0.925, 0.94]}
-    alone = judge(make_run(borderline, environment=CPU), Policy(looks=1), None)
+    borderline = {(NAME, "call_us"): [0.91, 0.935, 0.96]}
+    alone = judge_(make_run(borderline, environment=CPU), Policy(looks=1), None)
     names = [f"1x32x{vocab}-fp16-100" for vocab in range(1000, 1030)]
     crowd = {**borderline, **{(name, "call_us"): [3.0, 3.0, 3.01] for name in names}}
     assert alone.status is Status.REGRESSION
-    assert judge(make_run(crowd, environment=CPU), Policy(looks=1), None).status is Status.INCONCLUSIVE
+    assert judge_(make_run(crowd, environment=CPU), Policy(looks=1), None).status is Status.INCONCLUSIVE
+
+
+SPREAD = (0.998, 0.999, 1.001, 1.002)
+
+
+def _compared(device=1.0, call=1.0, **more):
+    """A run beside a base, by how much head takes longer."""
+    slowdowns = {
+        (NAME, "device_us"): [device * s for s in SPREAD],
+        (NAME, "call_us"): [call * s for s in SPREAD],
+    }
+    return make_run(steady(), slowdowns=slowdowns, **more)
+
+
+def _slowdowns(run, **more):
+    judgement = judge_(run, POLICY, None, noise=make_noise(), **more)
+    return {verdict.clock: verdict for verdict in judgement.verdicts if verdict.question == "slowdown"}
+
+
+def test_the_same_code_passes_beside_itself():
+    assert {verdict.status for verdict in _slowdowns(_compared()).values()} == {Status.PASS}
+
+
+@pytest.mark.parametrize(("device", "call", "clock"), [(1.03, 1.0, "device_us"), (1.0, 1.12, "call_us")])
+def test_a_slowdown_beside_base_is_a_regression_though_the_speedup_is_far_above_the_floor(device, call, clock):
+    found = _slowdowns(_compared(device, call))
+    assert found.pop(clock).status is Status.REGRESSION
+    assert {verdict.status for verdict in found.values()} == {Status.PASS}
+
+
+def test_a_gain_is_no_regression():
+    assert {verdict.status for verdict in _slowdowns(_compared(0.8, 0.7)).values()} == {Status.PASS}
+
+
+def test_both_slower_is_said():
+    reason = _slowdowns(_compared(1.1, moved=1.1))["device_us"].reason
+    assert "fused +10.0%, reference +10.0%: both became slower" in reason
+    assert "both" not in _slowdowns(_compared(1.1))["device_us"].reason
+
+
+def test_one_more_launch_is_a_regression_whatever_the_times():
+    counts = {
+        "head": {NAME: {"launches": 2, "synchronizations": 0, "allocations": 0}},
+        "base": {NAME: {"launches": 1, "synchronizations": 0, "allocations": 0}},
+    }
+    found = _slowdowns(_compared(counts=counts))
+    assert found["count"].status is Status.REGRESSION
+    assert found["count"].reason == "2 launches a call; base 1"
+    counts["head"] = counts["base"]
+    assert "count" not in _slowdowns(_compared(counts=counts))
+
+
+def test_noise_that_forbids_the_tolerance_raises_it_and_says_what_can_be_seen():
+    run = _compared(1.03)
+    judgement = judge_(run, POLICY, None, noise=make_noise(device=0.05))
+    (verdict,) = [v for v in judgement.verdicts if (v.question, v.clock) == ("slowdown", "device_us")]
+    assert verdict.bound > 1.05
+    assert verdict.status is not Status.REGRESSION
+    assert "slowdowns from" in verdict.reason
+
+
+def test_a_tolerance_below_the_noise_is_refused_with_the_one_that_is_allowed():
+    wanted = dataclasses.replace(POLICY, slowdowns={"cuda": {"device_us": 0.001, "call_us": 0.05}})
+    with pytest.raises(ValueError, match=rf"--max-slowdown: expected at least 0\.\d+ for {NAME}.*; got 0\.1"):
+        refuse_what_noise_forbids(_compared(), Case(wanted, noise=make_noise()))
+    refuse_what_noise_forbids(_compared(), Case(POLICY, noise=make_noise()))
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "expires", "status"),
+    [
+        (0.06, "2027-01-01", Status.PASS),
+        (0.06, "2026-11-22", Status.REGRESSION),
+        (0.02, "2027-01-01", Status.REGRESSION),
+    ],
+)
+def test_an_accepted_slowdown_has_a_size_and_an_end(slowdown, expires, status):
+    accepted = (AcceptedSlowdown(NAME, "device_us", slowdown, "exact sums", expires),)
+    verdict = _slowdowns(_compared(1.04), accepted=accepted)["device_us"]
+    assert verdict.status is status
+    assert ("exact sums" in verdict.reason) is (slowdown > 0.05)
+
+
+def test_a_dropped_block_is_never_green():
+    state = GpuState(1200, 2619, 88, 700.0, ("hardware thermal slowdown",), 0)
+    run = _compared()
+    kept = tuple(one for one in run.series if one.clock != "device_us")
+    block = Block(NAME, 0, "device_us", state.fault, state)
+    judgement = judge_(dataclasses.replace(run, series=kept, blocks=(block,)), POLICY, None)
+    assert judgement.status is Status.INCONCLUSIVE
+    assert {v.reason for v in judgement.verdicts if v.clock == "device_us"} == {
+        "the GPU was throttled: hardware thermal slowdown"
+    }
+    assert "1 of 1 blocks of samples were dropped" in " ".join(judgement.notes)
+
+
+def test_a_verdict_is_derived_again_from_the_record_alone(tmp_path):
+    run = _compared(1.03)
+    accepted = (AcceptedSlowdown(NAME, "call_us", 0.1, "x", "2027-01-01"),)
+    case = Case(POLICY, _baseline(), make_noise(), accepted, (NAME,))
+    results.save_run(with_verdicts(run, case, judge(run, case)), tmp_path / "run.json")
+    stored = results.load_run(tmp_path / "run.json")
+    judgement, differences = verify(stored)
+    assert judgement.status is Status.REGRESSION
+    assert differences == []
+    faster = tuple(dataclasses.replace(one, us=tuple(us * 0.9 for us in one.us)) for one in stored.series)
+    assert verify(dataclasses.replace(stored, series=faster))[1]
+    with pytest.raises(ValueError, match="holds no verdicts"):
+        verify(run)
+
+
+TRIALS = 150
+
+
+@pytest.mark.parametrize("deviation", [0.002, 0.006])
+@pytest.mark.parametrize(
+    ("slowdown", "status", "least"),
+    [(1.0, Status.REGRESSION, None), (1.0, Status.PASS, 0.8), (1.05, Status.REGRESSION, 0.95)],
+)
+def test_false_alarms_and_power_of_one_look(deviation, slowdown, status, least):
+    """Simulated processes, judged as a run's are: the same code is hardly ever accused, and a slowdown is seen."""
+    rng = np.random.default_rng(7)
+    noise = make_noise(device=deviation)
+    seen = 0
+    for _ in range(TRIALS):
+        values = slowdown * np.exp(rng.normal(0, deviation, 4))
+        run = make_run(
+            {(NAME, "device_us"): [15.0] * 4}, slowdowns={(NAME, "device_us"): list(values)}, workloads=(NAME,)
+        )
+        judgement = judge_(run, POLICY, None, noise=noise)
+        (verdict,) = [v for v in judgement.verdicts if (v.question, v.clock) == ("slowdown", "device_us")]
+        seen += verdict.status is status
+    if least is None:
+        assert seen <= 1  # of 150, with an error of 0.4 %
+    else:
+        assert seen >= least * TRIALS
+
+
+def test_noise_is_taken_within_runs():
+    """Two runs whose means differ, as on two GPUs, say nothing of their processes."""
+    runs = [_compared(1.0), _compared(1.5)]
+    entries = noise_entries([process_ratios(run) for run in runs])
+    noise = entries[NAME]["device_us"]["fused beside base fused"]
+    assert noise.processes == 7
+    assert noise.deviation == pytest.approx(0.0018, rel=0.1)

@@ -23,13 +23,14 @@ FUSED, REFERENCE = (10.0, 11.0, 12.5), (40.0, 41.0, 40.5)
 
 def make_run(commit: str | None, *, dirty: bool = False, fused: tuple[float, ...] = FUSED) -> Run:
     environment = Environment(
-        device="Some CPU @ 2.0GHz", device_type="cpu", cpu_cores=2, python="3.11.7", torch="2.13.0", triton=None,
-        cuda=None, driver=None, commit=commit, dirty=dirty,
+        device="Some CPU @ 2.0GHz", device_type="cpu", device_hash=None, cpu_cores=2, python="3.11.7",
+        torch="2.13.0", triton=None, cuda=None, driver=None, commit=commit, dirty=dirty,
     )  # fmt: skip
     return Run(
         created="2026-01-01T00:00:00+00:00", command="python -m benchmarks bench", seed=0, environment=environment,
-        workloads=(WORKLOAD,), skipped=(), clock_methods={"call_us": "host clock"},
-        checks=(Check(WORKLOAD, 0, True, ""),), series=(Series(WORKLOAD, "call_us", 0, fused, REFERENCE, True),),
+        base=None, workloads=(WORKLOAD,), skipped=(), clock_methods={"call_us": "host clock"},
+        checks=(Check(WORKLOAD, 0, True, ""),), blocks=(), counts={},
+        series=(Series(WORKLOAD, "call_us", 0, "fused", "reference", fused, REFERENCE, True),),
     )  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def here(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def record_and_publish(folder: Path, run: Run) -> Path:
     record = folder / ".bench" / "latest.json"
     results.save_run(run, record)
-    judgement = gate.judge(run, gate.Policy(), None)
+    judgement = gate.judge(run, gate.Case())
     return history.record_and_publish(record, run, judgement, folder / ".bench" / "dashboard")
 
 

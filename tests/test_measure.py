@@ -7,44 +7,99 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import dllm_kernels
 from benchmarks import measure, results, workloads
+from benchmarks.measure import machine, sides
+from benchmarks.measure.bench import Bench, device_us_of_ranges
+from benchmarks.results import GpuState
 from benchmarks.workloads import Workload
 from tests.records import CPU
 
+ROOT = Path(__file__).parent.parent
 TINY = Workload(2, 4, 1500, "fp32", 50)
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setitem(workloads.WORKLOADS, TINY.name, TINY)
-    monkeypatch.setattr(measure, "PAIRS", {"cuda": 4, "cpu": 4})
-    monkeypatch.setattr(measure, "_waited_ns", lambda: 0)  # whatever else runs here
     return TINY
 
 
-def _events(name):
-    events = []
-    measure.run_worker({"workloads": [name], "process": 2, "seed": 5}, events.append)
-    return events
+class _InThisProcess:
+    """A worker without a process, so that a test can reach into it."""
+
+    def __init__(self):
+        self.asked = []
+
+    def ask(self, do, **arguments):
+        self.send(do, **arguments)
+        return self.receive()
+
+    def send(self, do, **arguments):
+        self.asked.append(do)
+        if do == "open":
+            self.bench = Bench(**arguments)
+            self.reply = self.bench.check()
+        else:
+            self.reply = getattr(self.bench, do)(**arguments)
+
+    def receive(self):
+        return self.reply
 
 
-def test_a_worker_checks_before_it_times(tiny):
-    events = _events(tiny.name)
-    kinds = [event["event"] for event in events]
-    assert kinds[:3] == ["environment", "begin", "check"]
-    assert events[2]["check"]["passed"]
-    series = [event["series"] for event in events if event["event"] == "series"]
-    assert "call_us" in {one["clock"] for one in series}
-    for one in series:
-        assert one["process"] == 2
-        assert len(one["fused"]) == len(one["reference"]) >= measure.MIN_PAIRS
-        assert min(one["fused"] + one["reference"]) > 0
+def _conduct(*sides):
+    conductor = measure._Conductor(CPU, 5, [])
+    conductor.device = "cuda" if torch.cuda.is_available() else "cpu"
+    conductor.gpu = None
+    workers = {side: _InThisProcess() for side in sides}
+    conductor.measure_workload(TINY, 2, workers)
+    return conductor, workers
+
+
+def test_results_are_checked_and_times_settle_before_any_is_kept(tiny):
+    conductor, workers = _conduct("head")
+    first = [command for command in workers["head"].asked if command != "counts"][:3]
+    assert first == ["open", "warm_up", "begin"]
+    assert [check.passed for check in conductor.checks] == [True]
+    assert {one.clock for one in conductor.series} >= {"call_us"}
+    for one in conductor.series:
+        assert (one.workload, one.process, one.implementation, one.beside) == (TINY.name, 2, "fused", "reference")
+        assert len(one.us) == len(one.beside_us) >= measure.MIN_PAIRS
+        assert min(one.us + one.beside_us) > 0
+
+
+def test_head_and_base_are_sampled_in_lock_step(tiny):
+    """Both sides see the same inputs; fused is held beside base's fused and base's reference."""
+    conductor, workers = _conduct("head", "base")
+    assert workers["head"].bench.draws[0].equal(workers["base"].bench.draws[0])
+    pairs = {(one.implementation, one.beside) for one in conductor.series if one.clock == "call_us"}
+    assert pairs == {("fused", "base fused"), ("fused", "reference"), ("reference", "base reference")}
+
+
+def test_the_order_in_pairs_is_random_and_repeatable(tiny):
+    orders = []
+    for _ in range(2):
+        taken = []
+
+        class Spy(_InThisProcess):
+            def send(self, do, *, taken=taken, **arguments):
+                if do == "sample":
+                    taken.append(arguments["implementation"])
+                super().send(do, **arguments)
+
+        conductor = measure._Conductor(CPU, 5, [])
+        conductor.measure_workload(TINY, 2, {"head": Spy()})
+        orders.append(taken[:8])
+    assert orders[0] == orders[1]
+    assert orders[0] != ["fused", "reference"] * 4
 
 
 WRONG = {
@@ -74,14 +129,25 @@ def _call(logits, ids, mask_id, threshold, outputs):
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_results_are_never_timed(tiny, monkeypatch, name):
     monkeypatch.setattr(dllm_kernels, "dllm_post_process_fused", WRONG[name])
-    events = _events(tiny.name)
-    (check,) = [event["check"] for event in events if event["event"] == "check"]
-    assert not check["passed"]
-    assert not [event for event in events if event["event"] == "series"]
+    conductor, workers = _conduct("head")
+    assert [check.passed for check in conductor.checks] == [False]
+    assert conductor.series == []
+    assert workers["head"].asked == ["open"]
+
+
+def test_a_changed_reference_is_a_failed_check(tiny):
+    """Head may not make itself faster by another specification."""
+    replies = {
+        "head": {"passed": True, "detail": "equal", "digest": "1"},
+        "base": {"passed": True, "detail": "equal", "digest": "2"},
+    }
+    passed, detail = measure._check_of(replies)
+    assert not passed
+    assert "the operation itself was changed" in detail
 
 
 def test_an_undecidable_row_excuses_its_own_block_only(tiny, monkeypatch):
-    bench = measure._Bench(tiny, "cpu", 0)
+    bench = Bench(TINY.name, 0)
     first = bench.draws[0][0].softmax(-1).amax(-1)[bench.prepared[0] == tiny.mask_id][0]
     monkeypatch.setattr(workloads, "THRESHOLD", float(first))  # a row of the first block lies at the threshold
     for block, passes in [(0, True), (1, False)]:
@@ -92,21 +158,64 @@ def test_an_undecidable_row_excuses_its_own_block_only(tiny, monkeypatch):
             ids[block] = before[block]
 
         bench.implementations["fused"] = leaves_masks
-        assert bench.check()[0] is passes
+        assert bench.check()["passed"] is passes
 
 
-def test_pairs_taken_while_others_ran_are_left_out(tiny, monkeypatch):
-    """Every other pair waits for a processor. If all do, they are better than none."""
-    bench = measure._Bench(tiny, "cpu", 0)
-    taken = iter(range(10**6))
-    clock = iter(range(10**6))
-    monkeypatch.setattr(measure, "_waited_ns", lambda: 10**9 * ((next(clock) + 1) // 4))
-    fused, _ = bench._pairs(lambda *_: (0.0, float(next(taken))))
-    assert [int(call) // 2 % 2 for _, call in fused] == [0, 0, 0, 0]
-    monkeypatch.setattr(measure, "_waited_ns", lambda: 10**9 * next(clock))
-    monkeypatch.setattr(measure, "SECONDS", {"cuda": 0.01, "cpu": 0.01})
-    fused, reference = bench._pairs(lambda *_: (0.0, 1.0))
-    assert len(fused) == len(reference) >= measure.MIN_PAIRS
+def test_pairs_taken_while_others_ran_are_left_out():
+    """Every other pair waited for a processor. If all did, they are better than none, and say so."""
+    pair = (("head", "fused"), ("head", "reference"))
+    order = [("call_us", pair, pair)] * 8
+
+    def replies(waited):
+        return [dict.fromkeys(pair, (float(turn), 0.0, 1000, waited(turn))) for turn in range(8)]
+
+    taken, quiet = measure._on_the_host_clocks(order, replies(lambda turn: 500 * (turn % 2)), "cpu")
+    assert quiet
+    assert taken["call_us", pair] == [(0.0, 0.0), (2.0, 2.0), (4.0, 4.0), (6.0, 6.0)]
+    taken, quiet = measure._on_the_host_clocks(order, replies(lambda turn: 500), "cpu")
+    assert not quiet
+    assert len(taken["call_us", pair]) == 8
+
+
+class _Gpu:
+    """States of a GPU, one after the other."""
+
+    def __init__(self, *faults):
+        self.faults = list(faults)
+
+    def state(self, ours):
+        fault = self.faults.pop(0)
+        return GpuState(1980, 2619, 40, 300.0, (fault,) if fault else (), 0)
+
+
+def test_throttled_blocks_are_dropped_and_taken_again(tiny):
+    conductor = measure._Conductor(CPU, 5, [])
+    conductor.gpu = _Gpu("power cap", "")
+    conductor.measure_workload(TINY, 0, {"head": _InThisProcess()})
+    assert [block.fault for block in conductor.blocks] == ["the GPU was throttled: power cap", ""]
+    assert conductor.series
+
+
+def test_a_gpu_that_stays_throttled_gives_no_samples(tiny):
+    conductor = measure._Conductor(CPU, 5, [])
+    conductor.gpu = _Gpu(*["software thermal slowdown"] * 9)
+    conductor.measure_workload(TINY, 0, {"head": _InThisProcess()})
+    assert len(conductor.blocks) == 1 + measure.RETAKES
+    assert conductor.series == []
+
+
+def test_two_runs_on_one_gpu_wait_for_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    code = "from benchmarks.measure import machine\nwith machine.lock('x', print): print('mine')"
+    with machine.lock("x"):
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        other = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        assert other.stdout is not None
+        assert "waiting for it" in other.stdout.readline()
+        assert other.poll() is None
+    assert other.communicate(timeout=60)[0] == "mine\n"
 
 
 def test_waiting_for_a_processor_is_seen():
@@ -120,11 +229,10 @@ def test_waiting_for_a_processor_is_seen():
         "while time.monotonic() < end: pass\n"
         "if other:\n"
         "    os.waitpid(other, 0)\n"
-        "    from benchmarks.measure import _waited_ns\n"
-        "    print(_waited_ns())\n"
+        "    from benchmarks.measure.machine import waited_ns\n"
+        "    print(waited_ns())\n"
     )
-    root = Path(measure.__file__).parent.parent
-    printed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert int(printed) > 50e6
 
 
@@ -135,7 +243,7 @@ def test_fresh_processes_make_a_record(tmp_path):
     run = measure.measure(chosen, processes=2, first_process=3, progress=lines.append)
     assert {check.process for check in run.checks} == {3, 4}
     assert {one.process for one in run.series} <= {3, 4}  # where other work ran, none
-    assert len(lines) == 2
+    assert len(lines) >= 2
     assert run.environment.torch
     assert all(check.passed for check in run.checks)
     results.save_run(run, tmp_path / "run.json")
@@ -155,22 +263,68 @@ def test_a_failed_worker_is_an_error_that_shows_its_output(monkeypatch, tmp_path
 
 
 def test_a_talkative_worker_is_not_stopped_by_a_full_pipe(monkeypatch, tmp_path):
-    environment = json.dumps({"event": "environment", "environment": dataclasses.asdict(CPU)})
-    _fake_worker(monkeypatch, tmp_path, f"sys.stderr.write('x' * 2**20)\nprint({environment!r})")
+    environment = json.dumps(dataclasses.asdict(CPU))
+    _fake_worker(monkeypatch, tmp_path, f"sys.stderr.write('x' * 2**20)\nprint({environment!r}, flush=True)\ninput()")
     assert measure.measure([], processes=1).environment == CPU
 
 
 def test_a_checkout_that_changes_while_measured_is_an_error(monkeypatch, tmp_path):
     fields = json.dumps(dataclasses.asdict(CPU))
     body = (
-        f"fields = json.loads({fields!r})\n"
-        "fields['commit'] = str(json.loads(sys.argv[1])['process'])\n"
-        "print(json.dumps({'event': 'environment', 'environment': fields}))"
+        f"import os\nfields = json.loads({fields!r})\nfields['commit'] = str(os.getpid())\n"
+        "print(json.dumps(fields), flush=True)\ninput()"
     )
     _fake_worker(monkeypatch, tmp_path, body)
-    assert measure.measure([], processes=1).environment.commit == "0"
-    with pytest.raises(RuntimeError, match=r"the checkout changed: .*commit='0'.*commit='1'"):
+    assert measure.measure([], processes=1).environment.commit
+    with pytest.raises(RuntimeError, match="the checkout changed"):
         measure.measure([], processes=2)
+
+
+def test_no_worker_outlives_its_conductor(tmp_path):
+    """Killed as hard as can be: the workers end with their standard input."""
+    code = (
+        "import sys, time\nfrom benchmarks import measure\nfrom benchmarks.measure.sides import INSTALLED\n"
+        "worker = measure._Worker(INSTALLED)\nworker.receive()\nprint(worker.pid, flush=True)\ntime.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as conductor:
+        assert conductor.stdout is not None
+        pid = int(conductor.stdout.readline())
+        assert _runs(pid)
+        conductor.kill()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and _runs(pid):
+        time.sleep(0.1)
+    assert not _runs(pid)
+
+
+def _runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_commit_is_measured_without_touching_the_checkout():
+    with sides.commit("HEAD") as side:
+        assert (side.folder / "dllm_kernels" / "reference.py").exists()
+        assert (
+            side.state.commit
+            == subprocess.run(
+                ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        )
+        folder = side.folder
+    assert not folder.exists()
+    with pytest.raises(ValueError, match="nowhere: expected a commit of this repository"), sides.commit("nowhere"):
+        pass
+
+
+def test_a_worker_measures_the_package_it_was_given(tmp_path):
+    sides.copy_package(tmp_path)
+    (tmp_path / "dllm_kernels" / "__init__.py").write_text("raise ImportError('the given one')")
+    worker = measure._Worker(sides.Side(tmp_path, None))
+    with worker, pytest.raises(RuntimeError, match="the given one"):
+        worker.receive()
 
 
 def _event(name, start, duration, *, gpu):
@@ -195,16 +349,16 @@ def test_gpu_time_is_that_of_the_range_it_falls_into():
         _event("sample 1", 2000, 400, gpu=True),
         _event("Memcpy", 2100, 70, gpu=True),
     ]
-    assert measure.device_us_of_ranges(events, "sample ", 2) == [0.08, 0.07]
+    assert device_us_of_ranges(events, "sample ", 2) == [0.08, 0.07]
     with pytest.raises(RuntimeError, match="no GPU activity for 1 of 3 calls"):
-        measure.device_us_of_ranges(events, "sample ", 3)
+        device_us_of_ranges(events, "sample ", 3)
 
 
 def test_commit_of_a_checkout_and_of_none(tmp_path, monkeypatch):
     monkeypatch.delenv("DLLM_KERNELS_COMMIT", raising=False)
-    assert measure.commit_of(tmp_path) == (None, True)
+    assert machine.commit_of(tmp_path) == (None, True)
     monkeypatch.setenv("DLLM_KERNELS_COMMIT", "abc")
-    assert measure.commit_of(tmp_path) == ("abc", False)
+    assert machine.commit_of(tmp_path) == ("abc", False)
 
 
 def test_a_record_tells_its_command_and_no_path_of_the_machine():

@@ -9,20 +9,20 @@ from html.parser import HTMLParser
 import pytest
 
 from benchmarks import report
-from benchmarks.gate import Policy, judge
+from benchmarks.gate import Case, judge
 from tests.records import CPU, NAME, OTHER, make_run, steady
 
 
 @pytest.fixture
 def passing():
     run = make_run({**steady(), **steady(workload=OTHER)}, skipped=("128x32x157184-bf16-100",))
-    return run, judge(run, Policy(), None)
+    return run, judge(run, Case())
 
 
 @pytest.fixture
 def failing():
     run = dataclasses.replace(make_run(steady(device=2.0)), workloads=(NAME, OTHER))
-    return run, judge(run, Policy(), None)
+    return run, judge(run, Case())
 
 
 def test_terminal(passing, capsys):
@@ -35,7 +35,7 @@ def test_terminal(passing, capsys):
 
 def test_a_cpu_run_says_so(capsys):
     run = make_run({(NAME, "call_us"): [2.0, 2.01, 2.02]}, environment=CPU)
-    report.print_terminal(run, judge(run, Policy(), None))
+    report.print_terminal(run, judge(run, Case()))
     text = capsys.readouterr().out
     assert "no GPU here" in text
     assert "GB/s" not in text
@@ -45,7 +45,7 @@ def test_markdown(failing):
     text = report.markdown(*failing)
     assert text.startswith("### REGRESSION on NVIDIA Test (GPU): 1 PASS, 1 REGRESSION, 2 INCONCLUSIVE")
     assert "| below 3.00x (floor) |" in text
-    assert f"| {OTHER} | device_us | - | - | - | - | INCONCLUSIVE | no samples |" in text
+    assert f"| {OTHER} | device_us | - | - | speedup | - | - | INCONCLUSIVE | no samples |" in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
 

@@ -22,7 +22,7 @@ def test_a_run_survives(tmp_path):
 def test_a_baseline_survives(tmp_path):
     entries = {NAME: {"device_us": BaselineEntry(15.0, 7.0, 105.0, 0.05)}}
     baseline = Baseline("NVIDIA Test", "2026-11-23", "a" * 40, "first", "2.11.0", "3.6.0", "580.1", entries)
-    path = results.baseline_path(tmp_path, "NVIDIA H100 80GB HBM3")
+    path = results.device_path(tmp_path, "NVIDIA H100 80GB HBM3")
     assert path.name == "nvidia-h100-80gb-hbm3.json"
     results.save_baseline(baseline, path)
     assert results.load_baseline(path) == baseline
@@ -42,14 +42,14 @@ def _break(path, **changes):
         (lambda path: path.write_text(path.read_text()[:500]), "damaged"),
         (lambda path: path.write_text("[1, 2]"), "not a run"),
         (lambda path: _break(path, kind="baseline"), "not a run"),
-        (lambda path: _break(path, version=99), "format 99; this version reads 2"),
+        (lambda path: _break(path, version=99), "format 99; this version reads 3"),
         (lambda path: _break(path, surprise=1), "not a complete record"),
         (lambda path: _break(path, environment={"device": "x"}), "not a complete record"),
         (lambda path: _break(path, series=[{"workload": NAME}]), "not a complete record"),
-        (lambda path: _break(path, series=[_series(fused=[1.0])]), "expected pairs of samples"),
-        (lambda path: _break(path, series=[_series(fused=[], reference=[])]), "expected pairs of samples"),
-        (lambda path: _break(path, series=[_series(fused=[1.0, -2.0])]), "expected positive samples"),
-        (lambda path: _break(path, series=[_series(fused=[1.0, None])]), "expected positive samples"),
+        (lambda path: _break(path, series=[_series(us=[1.0])]), "expected pairs of samples"),
+        (lambda path: _break(path, series=[_series(us=[], beside_us=[])]), "expected pairs of samples"),
+        (lambda path: _break(path, series=[_series(us=[1.0, -2.0])]), "expected positive samples"),
+        (lambda path: _break(path, series=[_series(us=[1.0, None])]), "expected positive samples"),
     ],
 )
 def test_what_cannot_be_trusted_is_refused(tmp_path, spoil, message):
@@ -62,8 +62,9 @@ def test_what_cannot_be_trusted_is_refused(tmp_path, spoil, message):
 
 
 def _series(**changes):
-    fields = {"workload": NAME, "clock": "call_us", "process": 0, "fused": [1.0, 2.0], "reference": [3.0, 4.0]}
-    return {**fields, "quiet": True, **changes}
+    fields = {"workload": NAME, "clock": "call_us", "process": 0, "us": [1.0, 2.0]}
+    pair = {"implementation": "fused", "beside": "reference", "beside_us": [3.0, 4.0]}
+    return {**fields, **pair, "quiet": True, **changes}
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
 from benchmarks import measure, workloads
+from benchmarks.measure import machine
 from benchmarks.results import Run
 
 PROCESSES = 4
@@ -47,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
-    machine_info["device"] = measure.describe_environment("cuda" if torch.cuda.is_available() else "cpu").device
+    machine_info["device"] = machine.describe_environment("cuda" if torch.cuda.is_available() else "cpu").device
 
 
 def pytest_benchmark_compare_machine_info(

@@ -10,14 +10,14 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import gate
-from benchmarks.__main__ import baseline_of
+from benchmarks.__main__ import case_of
 from benchmarks.workloads import QUICK
 from tests.perf.conftest import CLOCK
 
 
 @pytest.mark.parametrize("workload", QUICK)
 def test_verdict(run, workload):
-    judgement = gate.judge(run, gate.Policy(), baseline_of(run, required=False), QUICK)
+    judgement = gate.judge(run, case_of(run, expected=QUICK))
     verdicts = [verdict for verdict in judgement.verdicts if verdict.workload == workload]
     assert verdicts, "not judged"
     for verdict in verdicts:
@@ -33,7 +33,7 @@ def test_series(run, benchmark, workload, series):
     samples = []
     for one in run.series:
         if (one.workload, one.clock) == (workload, clock):
-            pairs = zip(one.fused, one.reference, strict=True)
+            pairs = zip(one.us, one.beside_us, strict=True)
             chosen = {"fused": lambda f, _: f / 1e6, "reference": lambda _, r: r / 1e6, "relative": lambda f, r: f / r}
             samples += [chosen[series](fused, reference) for fused, reference in pairs]
     assert samples, f"no samples of {workload} on {clock}"

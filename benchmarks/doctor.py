@@ -1,0 +1,111 @@
+"""Is this machine fit to measure on, and what to mend: `python -m benchmarks doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results
+from benchmarks.measure import machine
+
+BUSY = 0.25  # of the processors: load from others above which times on the host's clock are not worth taking
+HOT_C = 85
+USAGE_ERROR = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    fit: bool | None  # None: worth knowing, and no obstacle
+    what: str
+    mend: str = ""
+
+
+def add_command(commands: Any, baselines: Path) -> None:
+    """Add `doctor` to the subcommands of a parser."""
+    parser = commands.add_parser("doctor", help="is this machine fit to measure on, and what to mend")
+    parser.set_defaults(command=lambda options: _doctor(options, baselines))
+
+
+def _doctor(_: argparse.Namespace, baselines: Path) -> int:
+    import torch
+
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    environment = machine.describe_environment(device_type)
+    print(f"{environment.device}, torch {environment.torch}, triton {environment.triton or 'none'}")
+    found = list(_host())
+    if device_type == "cuda":
+        found += _gpu(machine.Gpu.current())
+    else:
+        found.append(
+            Finding(None, "no CUDA device: the CPU backend is measured; processes differ by several percent here")
+        )
+    found += _records(baselines, environment.device)
+    marks = {True: "ok  ", False: "MEND", None: "note"}
+    for finding in found:
+        print(f"{marks[finding.fit]}  {finding.what}" + (f"\n      {finding.mend}" if finding.mend else ""))
+    unfit = sum(finding.fit is False for finding in found)
+    print("Fit to measure on." if not unfit else f"Not fit: {unfit} things to mend.")
+    return USAGE_ERROR if unfit else 0
+
+
+def _host() -> Iterator[Finding]:
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    yield Finding(
+        load <= BUSY * processors,
+        f"load of the last minute {load:.2f} on {processors} processors",
+        "" if load <= BUSY * processors else "end other work on this machine, or wait for it",
+    )
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    if governor.exists():
+        name = governor.read_text().strip()
+        mend = "" if name == "performance" else "the call clock is steadier with: cpupower frequency-set -g performance"
+        yield Finding(name == "performance" or None, f"processor frequency governor: {name}", mend)
+
+
+def _gpu(gpu: machine.Gpu) -> Iterator[Finding]:
+    state = gpu.state([os.getpid()])
+    yield Finding(
+        not state.throttled,
+        f"clocks {state.sm_mhz} / {state.memory_mhz} MHz, throttled by: {', '.join(state.throttled) or 'nothing'}",
+        "see to cooling and the power limit: blocks of samples taken in such a state are dropped"
+        if state.throttled
+        else "",
+    )
+    yield Finding(state.temperature_c < HOT_C, f"temperature {state.temperature_c} C, power {state.power_w:.0f} W")
+    yield Finding(
+        state.foreign_processes == 0,
+        f"{state.foreign_processes} other processes compute on this GPU",
+        "end them, or give this runner a GPU of its own" if state.foreign_processes else "",
+    )
+    persistent = gpu.question("PersistenceMode")
+    if persistent is not None:
+        mend = (
+            ""
+            if persistent
+            else "the driver unloads between runs, and clocks start cold: nvidia-smi -pm 1, on the host"
+        )
+        yield Finding(bool(persistent) or None, f"persistence mode {'on' if persistent else 'off'}", mend)
+    mode = gpu.question("MigMode")
+    if mode is not None and mode[0]:
+        yield Finding(None, "MIG is on: this is a slice of a GPU, and needs a baseline of its own")
+
+
+def _records(baselines: Path, device: str) -> Iterator[Finding]:
+    for name, folder, make in (
+        (
+            "baseline",
+            baselines,
+            "run a measurement, then `python -m benchmarks baseline RECORD --accept --reason TEXT`",
+        ),
+        ("known noise", baselines / "noise", "python -m benchmarks selftest --same 30 --output FILE --accept-noise"),
+    ):
+        path = results.device_path(folder, device)
+        there = path.exists()
+        yield Finding(there or None, f"{name} of this device: {'there' if there else 'none'}", "" if there else make)

@@ -1,0 +1,335 @@
+"""From workloads to raw samples, in fresh worker processes. Measures, never judges.
+
+The conductor starts the workers, tells them one by one what to do, and keeps what they report. Each workload's results
+are checked on the inputs to be timed, calls are repeated until their times have settled, and then samples are taken in
+pairs, the two of a pair one after the other in random order: fused beside reference, and, when two states of the
+package are compared, head beside base, each in a process of its own, driven in lock-step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+import os
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmarks import workloads
+from benchmarks.measure import machine
+from benchmarks.measure.sides import INSTALLED, Side
+from benchmarks.results import Block, Check, Environment, GpuState, Run, Series
+
+WORKER = Path(__file__).with_name("worker.py")
+CLOCK_METHODS = {
+    "cuda": {
+        "device_us": "sum of the durations of the call's kernels, copies and fills, from CUPTI through torch.profiler",
+        "call_us": "host clock from an idle GPU until the result is ready",
+        "host_us": "host clock until the call returns, GPU idle before",
+    },
+    "cpu": {"call_us": "host clock around the call"},
+}
+CLOCKS = {"cuda": ("device_us", "call_us"), "cpu": ("call_us",)}  # that blocks of samples are taken on
+PAIRS_A_BLOCK = {"device_us": 80, "call_us": 40}
+MAX_BLOCKS = {"cuda": 2, "cpu": 1}  # of one workload, clock and process
+# A process's samples end when the median of its log ratios is known to this standard error, or at MAX_BLOCKS.
+PRECISION = {"device_us": 0.002, "call_us": 0.01}
+MAX_SECONDS = {"cuda": 2.0, "cpu": 0.9}  # of a block, after which no further pair is started
+MIN_PAIRS = 3
+RETAKES = 2  # of a block during which the GPU was throttled or another process used it
+MAX_WAIT = 0.05  # of a pair's time that our threads, together, may wait for a processor
+REFERENCE_EVERY = 4  # turns, when head and base are compared: the reference takes most of the time
+
+Progress = Callable[[str], None]
+# A pair: whose and which implementation, beside whose and which.
+Pair = tuple[tuple[str, str], tuple[str, str]]
+
+
+def measure(
+    chosen: Sequence[workloads.Workload],
+    *,
+    head: Side = INSTALLED,
+    base: Side | None = None,
+    skipped: Sequence[workloads.Workload] = (),
+    processes: int = 3,
+    seed: int = 0,
+    first_process: int = 0,
+    progress: Progress | None = None,
+) -> Run:
+    """Measure `head`, beside `base` if there is one, in `processes` fresh processes a side.
+
+    Processes are numbered from `first_process`; both sides of a number see the same inputs. Fused is held beside the
+    reference of `base`, so that a change of the reference changes no speedup. `progress` is called with a line of text
+    for every workload of every process begun.
+
+    Raises:
+        RuntimeError: a worker failed, and the message holds what it printed; or what is measured changed meanwhile.
+    """
+    sides = {"head": head} if base is None else {"head": head, "base": base}
+    with ExitStack() as stack:
+        # All at once, because they take seconds to start. They wait for commands and take no time from each other.
+        started = [{name: stack.enter_context(_Worker(side)) for name, side in sides.items()} for _ in range(processes)]
+        environment = _common_environment(started, head)
+        conductor = _Conductor(environment, seed, [w.pid for workers in started for w in workers.values()])
+        stack.enter_context(machine.lock(environment.device_hash or "cpu", progress))
+        for workload in chosen:
+            for process, workers in enumerate(started, first_process):
+                if progress:
+                    progress(f"{workload.name}, process {process + 1}")
+                conductor.measure_workload(workload, process, workers)
+    return Run(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        command=_command(sys.argv[1:]),
+        seed=seed,
+        environment=environment,
+        base=None if base is None else base.state,
+        workloads=tuple(w.name for w in chosen),
+        skipped=tuple(w.name for w in skipped),
+        clock_methods=CLOCK_METHODS[environment.device_type],
+        checks=tuple(conductor.checks),
+        series=tuple(conductor.series),
+        blocks=tuple(conductor.blocks),
+        counts=conductor.counts,
+    )
+
+
+def _common_environment(started: Sequence[dict[str, _Worker]], head: Side) -> Environment:
+    """What every worker says of the machine, and what the heads say of the package."""
+    found: list[Environment] = []
+    for workers in started:
+        for name, worker in workers.items():
+            environment = Environment(**worker.receive())
+            if name == "head" and head.state is not None:
+                environment = dataclasses.replace(environment, commit=head.state.commit, dirty=head.state.dirty)
+            elif name != "head":
+                environment = dataclasses.replace(environment, commit=found[0].commit, dirty=found[0].dirty)
+            found.append(environment)
+    if not found:
+        raise RuntimeError("measure: expected at least one process to report where it ran")
+    for other in found[1:]:
+        if other != found[0]:
+            raise RuntimeError(f"measure: the machine or the checkout changed: {found[0]}, then {other}")
+    return found[0]
+
+
+class _Conductor:
+    """Drives the workers of one run and keeps what they report."""
+
+    def __init__(self, environment: Environment, seed: int, ours: Sequence[int]) -> None:
+        self.device = environment.device_type
+        self.seed = seed
+        self.ours = [*ours, os.getpid()]
+        self.gpu = machine.Gpu.current() if self.device == "cuda" else None
+        self.checks: list[Check] = []
+        self.series: list[Series] = []
+        self.blocks: list[Block] = []
+        self.counts: dict[str, dict[str, dict[str, int]]] = {}
+
+    def measure_workload(self, workload: workloads.Workload, process: int, workers: dict[str, _Worker]) -> None:
+        inputs_seed = self.seed + 1000 * process
+        replies = _ask_all(workers, "open", workload=workload.name, seed=inputs_seed)
+        check = _check_of(replies)
+        self.checks.append(Check(workload.name, process, check[0], check[1]))
+        if not check[0]:
+            return
+        for name, worker in workers.items():  # one after the other: they would slow each other down
+            worker.ask("warm_up")
+            if workload.name not in self.counts.setdefault(name, {}):
+                self.counts[name][workload.name] = worker.ask("counts")
+        rng = random.Random(f"{self.seed} {process} {workload.name}")
+        for clock in CLOCKS[self.device]:
+            self._measure_clock(workload.name, process, clock, workers, rng)
+
+    def _measure_clock(
+        self, workload: str, process: int, clock: str, workers: dict[str, _Worker], rng: random.Random
+    ) -> None:
+        taken: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
+        quiet = True
+        blocks = retakes = 0
+        while blocks < MAX_BLOCKS[self.device]:
+            pairs, was_quiet, state = self._block(clock, workers, rng)
+            fault = "" if state is None else state.fault
+            self.blocks.append(Block(workload, process, clock, fault, state))
+            if fault:
+                retakes += 1
+                if retakes > RETAKES:
+                    return
+                continue
+            blocks += 1
+            quiet = quiet and was_quiet
+            for key, values in pairs.items():
+                taken.setdefault(key, []).extend(values)
+            first = next(values for (name, _), values in taken.items() if name == clock)
+            if _standard_error(first) < PRECISION[clock]:
+                break
+        for (name, ((_, implementation), (side, beside))), values in taken.items():
+            us, beside_us = zip(*values, strict=True)
+            beside = f"base {beside}" if side == "base" and implementation == beside else beside
+            self.series.append(Series(workload, name, process, implementation, beside, us, beside_us, quiet))
+
+    def _block(
+        self, clock: str, workers: dict[str, _Worker], rng: random.Random
+    ) -> tuple[dict[tuple[str, Pair], list[tuple[float, float]]], bool, GpuState | None]:
+        """One block of pairs by clock and pair; whether other work left it alone; the GPU's state at its end."""
+        _ask_all(workers, "begin", clock=clock)
+        order: list[tuple[str, Pair, tuple[tuple[str, str], ...]]] = []
+        replies: list[dict[tuple[str, str], Any]] = []
+        deadline = time.monotonic() + MAX_SECONDS[self.device]
+        turn = 0
+        while turn < PAIRS_A_BLOCK[clock] and (turn < MIN_PAIRS or time.monotonic() < deadline):
+            for pair in _pairs_of(workers, turn):
+                members = tuple(rng.sample(pair, 2))
+                order.append((clock, pair, members))
+                replies.append(
+                    {member: workers[member[0]].ask("sample", implementation=member[1]) for member in members}
+                )
+            turn += 1
+        state = self.gpu.state(self.ours) if self.gpu else None
+        ended = _ask_all(workers, "end")
+        if clock == "device_us":
+            return _on_the_device_clock(order, ended), True, state
+        return *_on_the_host_clocks(order, replies, self.device), state
+
+
+def _ask_all(workers: dict[str, _Worker], do: str, **arguments: Any) -> dict[str, Any]:
+    """All at once: outside of samples nothing is disturbed by that."""
+    for worker in workers.values():
+        worker.send(do, **arguments)
+    return {name: worker.receive() for name, worker in workers.items()}
+
+
+def _pairs_of(workers: dict[str, _Worker], turn: int) -> list[Pair]:
+    if "base" not in workers:
+        return [(("head", "fused"), ("head", "reference"))]
+    pairs: list[Pair] = [(("head", "fused"), ("base", "fused"))]
+    if turn % REFERENCE_EVERY == 0:
+        pairs += [
+            (("head", "fused"), ("base", "reference")),
+            (("head", "reference"), ("base", "reference")),
+        ]
+    return pairs
+
+
+def _on_the_device_clock(
+    order: Sequence[tuple[str, Pair, tuple[tuple[str, str], ...]]], ended: dict[str, list[float]]
+) -> dict[tuple[str, Pair], list[tuple[float, float]]]:
+    """Each worker reports its samples in its own order."""
+    samples = {name: iter(values) for name, values in ended.items()}
+    taken: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
+    for clock, pair, members in order:
+        us = {member: next(samples[member[0]]) for member in members}
+        taken.setdefault((clock, pair), []).append((us[pair[0]], us[pair[1]]))
+    return taken
+
+
+def _on_the_host_clocks(
+    order: Sequence[tuple[str, Pair, tuple[tuple[str, str], ...]]],
+    replies: Sequence[dict[tuple[str, str], tuple[float, float, int, int]]],
+    device: str,
+) -> tuple[dict[tuple[str, Pair], list[tuple[float, float]]], bool]:
+    """Pairs during which our threads did not wait for a processor; if those are too few, all pairs, and False.
+
+    Such a wait says that other work ran here, and lengthens the implementation that splits its work more finely: on
+    two busy cores fused has been seen to take five times the reference's time instead of a fifth of it.
+    """
+    every: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
+    calm: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
+    for (_, pair, _), samples in zip(order, replies, strict=True):
+        (call, host, ns, waited_ns), (beside_call, beside_host, beside_ns, beside_waited_ns) = (
+            samples[member] for member in pair
+        )
+        disturbed = waited_ns + beside_waited_ns > MAX_WAIT * (ns + beside_ns)
+        for taken in (every,) if disturbed else (every, calm):
+            taken.setdefault(("call_us", pair), []).append((call, beside_call))
+            if device == "cuda":
+                taken.setdefault(("host_us", pair), []).append((host, beside_host))
+    enough = all(len(calm.get(key, ())) >= min(MIN_PAIRS, len(values)) for key, values in every.items())
+    return (calm if enough else every), enough
+
+
+def _standard_error(pairs: Sequence[tuple[float, float]]) -> float:
+    """Of the median of log ratios, from their median absolute deviation, as if they were normal."""
+    logs = [math.log(us / beside_us) for us, beside_us in pairs]
+    centre = statistics.median(logs)
+    deviation = 1.4826 * statistics.median(abs(value - centre) for value in logs)
+    return math.sqrt(math.pi / 2) * deviation / math.sqrt(len(logs))
+
+
+def _check_of(replies: dict[str, dict[str, Any]]) -> tuple[bool, str]:
+    """Every side agrees with its reference, and the references with each other."""
+    for name, reply in replies.items():
+        if not reply["passed"]:
+            return False, reply["detail"] if name == "head" else f"{name}: {reply['detail']}"
+    if len({reply["digest"] for reply in replies.values()}) > 1:
+        return False, "the references of head and base leave different ids: the operation itself was changed"
+    return True, replies["head"]["detail"]
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """What was typed; of absolute paths the last part alone, because records are published."""
+    short = [Path(argument).name if Path(argument).is_absolute() else argument for argument in arguments]
+    return shlex.join(["python", "-m", "benchmarks", *short])
+
+
+class _Worker:
+    """A measuring process at the other end of two pipes."""
+
+    def __init__(self, side: Side) -> None:
+        # What it prints goes to a file: a pipe that nobody reads would stop it when it is full.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
+        command = [sys.executable, str(WORKER), *([str(side.folder)] if side.folder else [])]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": "0", **side.environment},
+            start_new_session=True,  # an interrupt from the keyboard goes to the conductor, which ends its workers
+        )
+        self.pid = self._process.pid
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            assert stream is not None
+            stream.close()
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        self.send(do, **arguments)
+        return self.receive()
+
+    def send(self, do: str, **arguments: Any) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._fail()
+
+    def receive(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._fail()
+        return json.loads(line)
+
+    def _fail(self) -> None:
+        code = self._process.wait()
+        self._errors.seek(0)
+        raise RuntimeError(f"a measuring process ended with exit code {code}:\n{self._errors.read().strip()}")

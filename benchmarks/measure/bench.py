@@ -1,0 +1,261 @@
+"""In a measuring process: one workload's inputs, the check of its results, and the clocks.
+
+Ids are restored from a prepared copy before each call, outside the sample. On a GPU each call takes the next of several
+draws of logits, which together cover three times the L2 cache, so that they come from memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import workloads
+from benchmarks.measure import machine
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+L2_MULTIPLE = 3  # of the L2 cache's size that rotating logits cover
+WARM_UP_SECONDS = {"cuda": 0.1, "cpu": 0.3}  # at most, an implementation
+SETTLED = 0.05  # warm-up ends when two successive medians of three calls differ by less, or its time is over
+# The call's work for the host: a wait of its own, a copy to the host, an allocation on the device.
+SYNCHRONIZATIONS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+
+
+def start(package_folder: Path | None) -> dict[str, Any]:
+    """Load what is to be measured, and say where this process runs.
+
+    Raises:
+        RuntimeError: the package is not the one that was asked for.
+    """
+    import dllm_kernels
+
+    found = Path(dllm_kernels.__file__).resolve()
+    if package_folder is not None and not found.is_relative_to(package_folder):
+        raise RuntimeError(f"dllm_kernels: expected the one in {package_folder}; found {found}")
+    import torch
+
+    gc.disable()  # a collection inside a sample would be part of it; `Bench.begin` collects
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        with _profiler():  # CUPTI takes a second to start, once
+            torch.ones(1, device=device)
+    gc.collect()
+    gc.freeze()  # what was imported is not looked through again at each collection: that takes 0.15 s
+    return dataclasses.asdict(machine.describe_environment(device))
+
+
+class Bench:
+    """One workload in one process. Its public methods are the commands of the worker."""
+
+    def __init__(self, workload: str, seed: int) -> None:
+        import torch
+
+        from dllm_kernels import dllm_post_process_fused, dllm_post_process_reference
+
+        self.torch = torch
+        self.workload = workloads.WORKLOADS[workload]
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.implementations: dict[str, Callable[..., None]] = {
+            "fused": dllm_post_process_fused,
+            "reference": dllm_post_process_reference,
+        }
+        copies = 1
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+            l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+            copies = -(-L2_MULTIPLE * l2_bytes // self.workload.logits_bytes)
+        self.draws, self.prepared = workloads.make_inputs(self.workload, self.device, seed, copies)
+        self.ids = self.prepared.clone()
+        self.turn = 0
+        self.order: list[str] = []
+        self.profile: Any = None
+
+    def check(self) -> dict[str, Any]:
+        """Whether fused leaves the ids that the reference leaves, outside the undecidable band; and which those are."""
+        digest = hashlib.sha256()
+        for logits in self.draws:
+            detail, expected = self._disagreement(logits)
+            if detail:
+                return {"passed": False, "detail": detail, "digest": ""}
+            digest.update(expected.cpu().numpy().tobytes())
+        detail = f"ids and candidates equal the reference on {len(self.draws)} draws"
+        return {"passed": True, "detail": detail, "digest": digest.hexdigest()}
+
+    def _disagreement(self, logits: Tensor) -> tuple[str, Tensor]:
+        torch = self.torch
+        outcomes = {}
+        for name, function in self.implementations.items():
+            ids = self.prepared.clone()
+            confidence = torch.empty(ids.shape, device=self.device)
+            tokens = torch.empty_like(ids)
+            function(logits, ids, self.workload.mask_id, workloads.THRESHOLD, confidence=confidence, tokens=tokens)
+            outcomes[name] = ids, confidence, tokens
+        (ids, p, tokens), (expected_ids, expected_p, expected_tokens) = outcomes["fused"], outcomes["reference"]
+        if not torch.equal(tokens, expected_tokens):
+            return f"{int((tokens != expected_tokens).sum())} candidates differ from the reference", expected_ids
+        masked = self.prepared == self.workload.mask_id
+        worst = float((p - expected_p)[masked].abs().max())
+        if not worst <= 2e-6:  # each may be 1e-6 off
+            return f"a confidence is {worst:.1e} off the reference", expected_ids
+        unsure = (expected_p - workloads.THRESHOLD).abs() <= 2e-6
+        wrong = (ids != expected_ids) & ~unsure.any(dim=-1, keepdim=True)  # a block's fallback hangs on each row
+        if bool(wrong.any()):
+            return f"{int(wrong.sum())} ids differ from the reference", expected_ids
+        # The timed call gives no outputs, which are compiled out: another kernel.
+        self.ids.copy_(self.prepared)
+        self._call("fused", logits)
+        if not torch.equal(self.ids, ids):
+            return "without outputs, the call leaves other ids than with them", expected_ids
+        return "", expected_ids
+
+    def warm_up(self) -> dict[str, int]:
+        """Call each implementation until its times have settled; how many calls that took."""
+        calls = {}
+        for implementation in self.implementations:
+            calls[implementation] = 0
+            deadline = time.monotonic() + WARM_UP_SECONDS[self.device]
+            before = float("inf")
+            while time.monotonic() < deadline:
+                now = statistics.median(self._host_clocks(implementation)[0] for _ in range(3))
+                calls[implementation] += 3
+                if abs(now / before - 1) < SETTLED:
+                    break
+                before = now
+        return calls
+
+    def begin(self, clock: str) -> None:
+        """Start a block of samples on the device's clock ("device_us") or the host's ("call_us")."""
+        gc.collect()
+        self.order = []
+        if clock == "device_us":
+            self.profile = _profiler()
+            self.profile.__enter__()
+
+    def sample(self, implementation: str) -> tuple[float, float, int, int] | None:
+        """On the host's clock: microseconds until the result is ready and until the call returned, and nanoseconds of
+        the sample and of our threads' waiting for a processor in it. On the device's, nothing before `end`."""
+        if self.profile is None:
+            return self._host_clocks(implementation)
+        logits = self._next_logits()
+        self._prepare()
+        record_function = self.torch.profiler.record_function
+        with record_function(f"sample {len(self.order)}"):
+            with record_function(f"call {len(self.order)}"):
+                self._call(implementation, logits)
+            self.torch.cuda.synchronize()
+        self.order.append(implementation)
+        return None
+
+    def end(self) -> list[float] | None:
+        """The samples of a block on the device's clock, in microseconds."""
+        if self.profile is None:
+            return None
+        profile, self.profile = self.profile, None
+        profile.__exit__(None, None, None)
+        return device_us_of_ranges(profile.profiler.kineto_results.events(), "sample ", len(self.order))
+
+    def counts(self) -> dict[str, int]:
+        """What one fused call does, counted, not timed: GPU activities, waits of the host, allocations."""
+        torch = self.torch
+        if self.device == "cpu":
+            return {}
+        self._prepare()
+        before = torch.cuda.memory_stats().get("allocation.all.allocated", 0)
+        self._call("fused", self._next_logits())
+        allocations = torch.cuda.memory_stats().get("allocation.all.allocated", 0) - before
+        self.begin("device_us")
+        profile = self.profile
+        self.sample("fused")
+        self.end()
+        events = profile.profiler.kineto_results.events()
+        return {
+            "launches": len(_inside(events, "sample 0", gpu=True)),
+            "synchronizations": len(
+                [name for name in _inside(events, "call 0", gpu=False) if name.startswith(SYNCHRONIZATIONS)]
+            ),
+            "allocations": allocations,
+        }
+
+    def _call(self, implementation: str, logits: Tensor) -> None:
+        self.implementations[implementation](logits, self.ids, self.workload.mask_id, workloads.THRESHOLD)
+
+    def _next_logits(self) -> Tensor:
+        self.turn += 1
+        return self.draws[self.turn % len(self.draws)]
+
+    def _prepare(self) -> None:
+        self.ids.copy_(self.prepared)
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+    def _host_clocks(self, implementation: str) -> tuple[float, float, int, int]:
+        logits = self._next_logits()
+        waited_ns = machine.waited_ns() if self.device == "cpu" else 0
+        self._prepare()
+        start = time.perf_counter_ns()
+        self._call(implementation, logits)
+        returned = time.perf_counter_ns()
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+        ready = time.perf_counter_ns()
+        waited_ns = machine.waited_ns() - waited_ns if self.device == "cpu" else 0
+        return (ready - start) / 1e3, (returned - start) / 1e3, ready - start, waited_ns
+
+
+def _profiler() -> Any:
+    """PyTorch's, for its raw events alone: building its table of functions would take seconds a block."""
+    import torch
+
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    return torch.profiler.profile(activities=activities, acc_events=False)
+
+
+def device_us_of_ranges(events: Sequence[Any], prefix: str, count: int) -> list[float]:
+    """Microseconds of GPU activity inside each named host range `prefix` + number, from Kineto's events.
+
+    Raises:
+        RuntimeError: a range is missing or holds no GPU activity.
+    """
+    from torch._C._autograd import DeviceType
+
+    starts, ends, activity = [0] * count, [0] * count, []
+    for event in events:
+        name = event.name()
+        if event.device_type() == DeviceType.CPU:
+            if name.startswith(prefix):
+                index = int(name.removeprefix(prefix))
+                starts[index], ends[index] = event.start_ns(), event.start_ns() + event.duration_ns()
+        elif not name.startswith(("sample ", "call ")):  # GPU copies of the ranges themselves
+            activity.append((event.start_ns(), event.duration_ns()))
+    busy_ns = [0] * count
+    index = 0
+    for start, duration in sorted(activity):
+        while index < count and ends[index] <= start:
+            index += 1
+        if index < count and starts[index] <= start:
+            busy_ns[index] += duration
+    if not all(busy_ns):
+        raise RuntimeError(f"CUPTI reported no GPU activity for {busy_ns.count(0)} of {count} calls")
+    return [ns / 1e3 for ns in busy_ns]
+
+
+def _inside(events: Sequence[Any], named: str, *, gpu: bool) -> list[str]:
+    """Names of what happened on the GPU, or on the host, inside a named host range."""
+    from torch._C._autograd import DeviceType
+
+    (outer,) = (e for e in events if e.name() == named and e.device_type() == DeviceType.CPU)
+    start, end = outer.start_ns(), outer.start_ns() + outer.duration_ns()
+    return [
+        event.name()
+        for event in events
+        if (event.device_type() != DeviceType.CPU) is gpu
+        and start <= event.start_ns() < end
+        and not event.name().startswith(("sample ", "call "))
+    ]

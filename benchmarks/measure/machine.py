@@ -1,0 +1,161 @@
+"""The machine that measures: what it is, in what state its GPU is, and that one run at a time uses it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import Environment, GpuState
+
+# NVML's reasons for lower clocks that slow a kernel down, nvml.h; the others are idleness and settings.
+THROTTLE_REASONS = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+
+
+def describe_environment(device: str) -> Environment:
+    """Where this process runs, and which commit of the package it measures."""
+    import torch
+
+    import dllm_kernels
+
+    commit, dirty = commit_of(Path(dllm_kernels.__file__).parent)
+    gpu = Gpu.current() if device == "cuda" else None
+    return Environment(
+        device=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        device_type=device,
+        device_hash=gpu.uuid_hash if gpu else None,
+        cpu_cores=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        triton=_version("triton"),
+        cuda=torch.version.cuda,
+        driver=gpu.driver if gpu else None,
+        commit=commit,
+        dirty=dirty,
+    )
+
+
+class Gpu:
+    """One GPU as the driver's management library sees it (NVML, through `nvidia-ml-py`)."""
+
+    def __init__(self, uuid: str) -> None:
+        import pynvml
+
+        pynvml.nvmlInit()
+        self._nvml = pynvml
+        self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        self.uuid_hash = hashlib.sha256(uuid.encode()).hexdigest()[:16]
+        self.driver = str(pynvml.nvmlSystemGetDriverVersion())
+
+    @classmethod
+    def current(cls) -> Gpu:
+        """The GPU that PyTorch uses, whatever CUDA_VISIBLE_DEVICES says."""
+        import torch
+
+        return cls(f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}")
+
+    def state(self, ours: Collection[int]) -> GpuState:
+        """Clocks, temperature, power, reasons for lower clocks, and how many processes but `ours` compute there."""
+        nvml, handle = self._nvml, self._handle
+        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+        pids = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+        # In a container, NVML may tell the host's process ids: then only their number says anything.
+        foreign = len(pids - set(ours)) if pids & set(ours) else max(0, len(pids) - len(ours))
+        return GpuState(
+            sm_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            memory_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            temperature_c=nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            power_w=nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+            throttled=tuple(text for bit, text in THROTTLE_REASONS.items() if reasons & bit),
+            foreign_processes=foreign,
+        )
+
+    def question(self, name: str, *arguments: Any) -> Any:
+        """Ask NVML `nvmlDeviceGet` + name; None where this GPU or driver does not answer it."""
+        try:
+            return getattr(self._nvml, f"nvmlDeviceGet{name}")(self._handle, *arguments)
+        except self._nvml.NVMLError:
+            return None
+
+
+@contextmanager
+def lock(name: str, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the machine's lock of that name: two runs on one GPU would measure each other."""
+    path = Path(tempfile.gettempdir()) / f"dllm-kernels-{name}.lock"
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                waiting("another run measures here: waiting for it")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def waited_ns() -> int:
+    """How long this process's threads have been ready to run without a processor; 0 where the kernel does not say."""
+    total = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(path.read_text().split()[1])
+        except (OSError, IndexError):  # a thread that ended meanwhile
+            continue
+    return total
+
+
+def commit_of(folder: Path) -> tuple[str | None, bool]:
+    """HEAD of the checkout that `folder` lies in, and whether tracked files differ; (None, True) where none is known.
+
+    A copy that travels without its repository says in DLLM_KERNELS_COMMIT which commit it is a copy of.
+    """
+    head, tracked, changes = (
+        _git(folder, *arguments)
+        for arguments in (("rev-parse", "HEAD"), ("ls-files", "."), ("status", "--porcelain", "--untracked-files=no"))
+    )
+    if head and tracked and changes is not None:
+        return head, bool(changes)
+    named = os.environ.get("DLLM_KERNELS_COMMIT")
+    return (named, False) if named else (None, True)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints in `folder`; None where it fails or is missing."""
+    try:
+        result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

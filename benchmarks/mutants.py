@@ -1,0 +1,206 @@
+"""Planted slowdowns of the real operation, which the gate must catch.
+
+A mutant is the working tree's package with some text replaced. Amounts are in shares of the fused operation's time on
+an H100 (evidence/gate-nvidia-h100-80gb-hbm3.json): a GPU of another speed sees other shares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.measure.sides import PACKAGE, copy_package
+from benchmarks.workloads import QUICK
+
+SM_MHZ = 1980  # of an H100 at work
+# Microseconds on the device's clock by positions, vocabulary and bytes of a logit, all masked.
+DEVICE_US = {(32, 128000, 2): 8.8, (32, 157184, 2): 11.0, (32, 151936, 2): 10.9, (1024, 157184, 2): 118.0}
+REFERENCE_US = 120.0
+CALL_US = 190.0  # of one block, idle GPU to result
+LARGE = ("32x32x157184-bf16-100",)
+FEW_MASKED = ("1x32x157184-bf16-6",)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One replacement; `old` stands in the file exactly once."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A slowdown: what was done, and where it shows."""
+
+    name: str
+    what: str
+    edits: tuple[Edit, ...]
+    device_type: str = "cuda"
+    workloads: tuple[str, ...] = QUICK
+
+    def plant(self, folder: Path) -> None:
+        """Write the mutated package into `folder`.
+
+        Raises:
+            ValueError: the package no longer has the text that is to be replaced.
+        """
+        copy_package(folder)
+        for edit in self.edits:
+            path = folder / PACKAGE / edit.file
+            text = path.read_text()
+            if text.count(edit.old) != 1:
+                raise ValueError(
+                    f"mutant {self.name}: expected once in {edit.file}, found {text.count(edit.old)}: {edit.old}"
+                )
+            path.write_text(text.replace(edit.old, edit.new))
+
+
+def _kernel_longer(cycles: str, where: str = "True") -> tuple[Edit, ...]:
+    """The last program of a block waits for `cycles` of the processor's clock, an expression of the launcher's, `where`
+    an expression of the kernel's holds."""
+    clock = 'tl.inline_asm_elementwise("mov.u64 $0, %clock64;", "=l", [], dtype=tl.int64, is_pure=False, pack=1)'
+    wait = f"""
+    if {where}:
+        started = {clock}
+        now = started
+        while now - started < SPIN:
+            now = {clock}
+"""
+    parameters = "    BLOCK_L: tl.constexpr,\n{}):\n    program"
+    launch = "        num_warps=config.num_warps,\n"
+    reset = "    tl.store(ticket_ptr, 0)\n"
+    return (
+        Edit("gpu.py", parameters.format(""), parameters.format("    SPIN: tl.constexpr,\n")),
+        Edit("gpu.py", reset, reset + wait),
+        Edit("gpu.py", launch, f"{launch}        SPIN=int({cycles}),\n"),
+    )
+
+
+def _share_of_device_time(share: float) -> str:
+    return f"{share} * {SM_MHZ} * {DEVICE_US}.get((rows, vocab, logits.element_size()), 10.0)"
+
+
+def _before_the_launch(statement: str) -> Edit:
+    anchor = "    thresholds = threshold if isinstance(threshold, Tensor) else None\n"
+    return Edit("gpu.py", anchor, f"{anchor}    {statement}\n")
+
+
+_READ = """    share_maximum, share_sum, share_best, share_token = _read_share(
+        logits_ptr + row_start, split * tiles * (THREADS * WIDTH), tiles, V,
+        exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, UNROLL, THREADS, WIDTH,
+    )  # fmt: skip
+"""
+_SHAPE = "    *batch, block_length, vocab = logits.shape\n"
+_ROW_START = "    row_start = (block * stride_logits_b + position * stride_logits_l) * ALIGNMENT\n"
+# The result of the added pass is used, by adding nothing that the compiler could know of, or it would be left out.
+_KEEP = "    share_token += (tl.abs(extra_sum) == 1e38).to(tl.int32)\n"
+_EXTRA_READ = _READ.replace(
+    "share_maximum, share_sum, share_best, share_token", "extra_maximum, extra_sum, extra_best, extra_token"
+)
+_HOST_WAIT = "import time; end = time.perf_counter_ns() + {ns}\n    while time.perf_counter_ns() < end: pass"
+
+MUTANTS = {
+    mutant.name: mutant
+    for mutant in (
+        Mutant("second-pass", "the logits are read twice", (Edit("gpu.py", _READ, _READ + _EXTRA_READ + _KEEP),)),
+        Mutant(
+            "no-early-exit",
+            "rows that are not masked are read too",
+            (
+                Edit("gpu.py", _ROW_START, ""),
+                Edit(
+                    "gpu.py", "    if not masked:\n",
+                    f"{_ROW_START}{_EXTRA_READ}    masked = masked & (tl.abs(extra_sum) != 1e38)\n    if not masked:\n",
+                ),
+            ),
+            workloads=("1x32x157184-bf16-50",),
+        ),
+        Mutant(
+            "one-program-a-row",
+            "the vocabulary is not split",
+            (Edit("gpu.py", "Config(max_vocab=MAX_VOCAB, max_splits=8,", "Config(max_vocab=MAX_VOCAB, max_splits=1,"),),
+        ),
+        Mutant(
+            "scalar-loads",
+            "rows are taken for unaligned, and read two bytes at a time",
+            (Edit("gpu.py", "    alignment = 16 // logits.element_size()\n", "    alignment = 1\n"),),
+        ),
+        Mutant("extra-launch", "one more kernel a call", (_before_the_launch("input_ids.add_(0)"),)),
+        Mutant(
+            "extra-allocation",
+            "one more allocation a call, which is not used",
+            (_before_the_launch("torch.empty(1 << 20, device=device)"),),
+        ),
+        Mutant(
+            "host-synchronisation",
+            "the host waits for the GPU before it launches",
+            (_before_the_launch("torch.cuda.current_stream(device).synchronize()"),),
+        ),
+        Mutant(
+            "float32-copy",
+            "the logits are converted before the kernel reads them",
+            (Edit("gpu.py", _SHAPE, f"    logits = logits.float()\n{_SHAPE}"),),
+        ),
+        Mutant("kernel-2-percent", "the kernel takes 2 % longer", _kernel_longer(_share_of_device_time(0.02))),
+        Mutant(
+            "host-10-percent",
+            "the host takes a tenth of the call's time longer to launch",
+            (_before_the_launch(_HOST_WAIT.format(ns=int(100 * CALL_US))),),
+        ),
+        Mutant(
+            "both-10-percent",
+            "fused and reference take 10 % longer, so the speedup stays",
+            (
+                *_kernel_longer(_share_of_device_time(0.10)),
+                Edit(
+                    "reference.py",
+                    "    vocab = logits.shape[-1]\n",
+                    "    vocab = logits.shape[-1]\n"
+                    f"    if logits.is_cuda:\n        torch.cuda._sleep({int(0.1 * REFERENCE_US * SM_MHZ)})\n",
+                ),
+            ),
+        ),
+        Mutant(
+            "one-workload",
+            "5 % longer for one vocabulary alone",
+            _kernel_longer(f"(vocab == 151936) * {_share_of_device_time(0.05)}"),
+        ),
+        Mutant(
+            "many-rows",
+            "3 % longer from 1024 positions on",
+            _kernel_longer(f"(rows >= 1024) * {_share_of_device_time(0.03)}"),
+            workloads=("1x32x157184-bf16-100", *LARGE),
+        ),
+        Mutant(
+            "few-masked",
+            "5 % longer where less than an eighth of a block is masked",
+            _kernel_longer(_share_of_device_time(0.05), where="masked_rows * 8 < L"),
+            workloads=("1x32x157184-bf16-100", *FEW_MASKED),
+        ),
+        Mutant(
+            "cpu-second-pass",
+            "the statistics of the rows are found twice",
+            (
+                Edit(
+                    "cpu.py", "    maxima, sums = _span_statistics(logits, rows)\n",
+                    "    _span_statistics(logits, rows)\n    maxima, sums = _span_statistics(logits, rows)\n",
+                ),
+            ),
+            device_type="cpu",
+        ),
+        Mutant(
+            "cpu-no-early-exit",
+            "rows that are not masked are read too",
+            (
+                Edit(
+                    "cpu.py", "    rows = masked.nonzero(as_tuple=True)\n",
+                    "    rows = torch.ones_like(masked).nonzero(as_tuple=True)\n",
+                ),
+            ),
+            device_type="cpu",
+            workloads=("1x32x157184-bf16-50",),
+        ),
+    )
+}  # fmt: skip

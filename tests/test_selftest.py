@@ -1,0 +1,94 @@
+"""The selftest's bookkeeping over made-up measurements: what counts as right, resuming, merging, known noise."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import __main__ as cli
+from benchmarks import measure, results, selftest
+from benchmarks.workloads import QUICK
+from tests.records import GPU, make_run, steady
+
+
+@pytest.fixture
+def selftests(tmp_path, monkeypatch):
+    """Runs a selftest in which mutants take `slower` of the time; returns exit code and record."""
+    monkeypatch.setattr(cli, "BASELINES", tmp_path / "baselines")
+    monkeypatch.setattr(selftest, "NOISE", tmp_path / "baselines" / "noise")
+    measured = []
+
+    def run(*arguments, slower=1.3, output="out.json"):
+        def fake_measure(chosen, *, head, base, processes, seed, first_process=0, **_):
+            measured.append(head.state.file)
+            ratio = 1.0 if "same code" in head.state.file else slower
+            spread = [0.999 + 0.002 * (process % 2) for process in range(processes)]
+            speedups, slowdowns = {}, {}
+            for workload in chosen:
+                keys = steady(workload=workload.name)
+                speedups |= {key: [15.0] * processes for key in keys}
+                slowdowns |= {key: [ratio * s for s in spread] for key in keys}
+            return make_run(speedups, slowdowns=slowdowns)
+
+        monkeypatch.setattr(measure, "measure", fake_measure)
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        path = tmp_path / output
+        code = cli.main(["selftest", "--output", str(path), *arguments])
+        return code, json.loads(path.read_text()) if path.exists() else None
+
+    run.measured = measured
+    run.folder = tmp_path
+    return run
+
+
+def test_slowdowns_are_caught_and_the_same_code_is_not_accused(selftests, capsys):
+    code, record = selftests("--same", "3", "--planted", "1", "--mutant", "second-pass", "--mutant", "extra-launch")
+    assert code == 0
+    assert [run["planted"] for run in record["runs"]] == ["same code"] * 3 + ["second-pass", "extra-launch"]
+    printed = capsys.readouterr().out
+    assert "same code: 0 of 3 accused (with 95 % confidence below 70.8%), 0 in doubt" in printed
+    assert "planted: 2 of 2 runs caught" in printed
+
+
+def test_a_slowdown_that_is_missed_fails(selftests, capsys):
+    code, record = selftests("--planted", "1", "--mutant", "second-pass", slower=1.0)
+    assert code == 1
+    assert record["runs"][0]["status"] == "PASS"
+    assert "planted: 0 of 1 runs caught" in capsys.readouterr().out
+
+
+def test_it_goes_on_where_it_stopped(selftests):
+    selftests("--same", "2")
+    selftests("--same", "5")
+    assert len(selftests.measured) == 5
+    code, record = selftests("--same", "5", "--planted", "1", "--mutant", "second-pass", "--seconds", "0.000001")
+    assert (code, len(record["runs"])) == (0, 5)
+
+
+def test_records_of_one_device_are_merged_and_of_another_refused(selftests, capsys):
+    selftests("--same", "2", output="a.json")
+    selftests("--planted", "1", "--mutant", "second-pass", output="b.json")
+    code, record = selftests("--merge", str(selftests.folder / "a.json"), str(selftests.folder / "b.json"))
+    assert (code, len(record["runs"])) == (0, 3)
+    other = json.loads((selftests.folder / "b.json").read_text())
+    other["environment"]["device"] = "NVIDIA Other"
+    (selftests.folder / "b.json").write_text(json.dumps(other))
+    assert cli.main(["selftest", "--output", "x.json", "--merge", *map(str, selftests.folder.glob("[ab].json"))]) == 2
+    assert "NVIDIA" in capsys.readouterr().err
+
+
+def test_noise_is_accepted_from_enough_processes(selftests, capsys):
+    assert selftests("--same", "2", "--accept-noise")[0] == 2
+    assert "expected runs of the same code in 30 processes; got 8" in capsys.readouterr().err
+    assert selftests("--same", "8", "--accept-noise")[0] == 0
+    noise = results.load_noise(selftests.folder / "baselines" / "noise" / "nvidia-test.json")
+    assert noise.device == GPU.device
+    known = noise.of(QUICK[0], "device_us", "fused beside base fused")
+    assert known is not None
+    assert known.processes == 8 * 3 + 1  # a degree of freedom less for each run
+
+
+def test_nothing_to_do_is_an_error(selftests, capsys):
+    assert selftests()[0] == 2
+    assert "expected --same or --planted" in capsys.readouterr().err
