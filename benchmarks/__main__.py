@@ -10,19 +10,16 @@ import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import doctor, gate, history, measure, report, results, selftest, workloads
+from benchmarks import doctor, gate, history, report, results, selftest, session, workloads
 from benchmarks.measure import sides
 
-ROOT = Path(__file__).resolve().parent.parent
-BASELINES = Path(__file__).with_name("baselines")
-OUTPUT = ROOT / ".bench"
+OUTPUT = Path(__file__).resolve().parent.parent / ".bench"
 USAGE_ERROR = 2
-PROCESSES = {"cuda": 4, "cpu": 5}
-MORE_PROCESSES = 3  # for workloads in doubt, at every further look
+LEAST_PROCESSES = 30  # that a device's noise is taken from
 
 EXAMPLES = """examples:
   python -m benchmarks doctor                    is this machine fit to measure on
@@ -35,6 +32,8 @@ EXAMPLES = """examples:
   python -m benchmarks verify .bench/latest.json derive the recorded verdicts again from the raw samples
   python -m benchmarks report .bench/latest.json --markdown
   python -m benchmarks baseline .bench/latest.json --accept --reason "first measurement on an H100"
+  python -m benchmarks compare HEAD HEAD --processes 10 --output same-1.json
+  python -m benchmarks noise same-1.json same-2.json same-3.json --accept
   python -m benchmarks selftest --same 30 --planted 5 --output selftest.json
 """
 
@@ -99,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     baseline.add_argument("--accept", action="store_true", required=True, help="say that you mean it")
     baseline.add_argument("--reason", required=True, metavar="TEXT", help="why; it is stored in the baseline")
     baseline.set_defaults(command=_baseline)
+    noise = commands.add_parser("noise", help="make records of a commit beside itself the known noise of their device")
+    noise.add_argument("records", type=Path, nargs="+", metavar="RECORD", help=f"{LEAST_PROCESSES} processes in all")
+    noise.add_argument("--accept", action="store_true", required=True, help="say that you mean it")
+    noise.set_defaults(command=_noise)
     bench = commands.add_parser(
         "bench", parents=[measuring, judging], help="the whole path, from measuring to the page"
     )
@@ -106,20 +109,21 @@ def _parser() -> argparse.ArgumentParser:
     dashboard = commands.add_parser("dashboard", help="publish the page from a record and the history as it is")
     dashboard.add_argument("record", type=Path, nargs="?", default=OUTPUT / "latest.json")
     dashboard.set_defaults(command=_dashboard)
-    selftest.add_command(commands, _progress, case_of)
-    doctor.add_command(commands, BASELINES)
+    selftest.add_command(commands)
+    doctor.add_command(commands)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    run = _measure(options)
-    results.save_run(run, options.output)
+    chosen, skipped = _chosen(options)
+    run = session.measured(chosen, skipped=skipped, processes=options.processes, seed=options.seed)
+    results.save(run, options.output)
     print(f"Record: {options.output}")
     return 0
 
 
 def _gate(options: argparse.Namespace) -> int:
-    run = results.load_run(options.record)
+    run = results.load(results.Run, options.record)
     gpu = run.environment.device_type == "cuda"
     expected, _ = workloads.select(options.workload, gpu=gpu, quick=options.quick)
     case = _case(run, options, [workload.name for workload in expected])
@@ -129,13 +133,13 @@ def _gate(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    run = results.load_run(options.record)
+    run = results.load(results.Run, options.record)
     _show(run, gate.judge(run, _case(run, options, run.workloads)), options)
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    run = results.load_run(options.record)
+    run = results.load(results.Run, options.record)
     judgement, differences = gate.verify(run)
     if differences:
         raise ValueError(f"{options.record}: its samples do not give its verdicts:\n" + "\n".join(differences))
@@ -145,10 +149,10 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _baseline(options: argparse.Namespace) -> int:
-    run = results.load_run(options.record)
+    run = results.load(results.Run, options.record)
     gpu = run.environment.device_type == "cuda"
     expected, _ = workloads.select(None, gpu=gpu)
-    noise = noise_of(run)
+    noise = session.noise_of(run.environment.device)
     case = gate.Case(noise=noise, expected=tuple(workload.name for workload in expected))
     judgement = gate.judge(run, case)
     if judgement.status is not gate.Status.PASS:
@@ -172,7 +176,7 @@ def _baseline(options: argparse.Namespace) -> int:
             gate.tolerance_of(series, verdict.clock, case.policy),
         )
     environment = run.environment
-    path = results.device_path(BASELINES, environment.device)
+    path = results.device_path(session.BASELINES, environment.device)
     baseline = results.Baseline(
         environment.device, run.created, environment.commit, options.reason,
         environment.torch, environment.triton, environment.driver, entries,
@@ -180,15 +184,32 @@ def _baseline(options: argparse.Namespace) -> int:
     against_itself = gate.judge(run, dataclasses.replace(case, baseline=baseline))
     if against_itself.status is not gate.Status.PASS:
         raise ValueError(f"record: too noisy to be held against itself; {report.headline(run, against_itself)}")
-    results.save_baseline(baseline, path)
+    results.save(baseline, path)
     print(f"Baseline of {environment.device}: {path}. It counts once it is reviewed and merged.")
     return 0
 
 
+def _noise(options: argparse.Namespace) -> int:
+    runs = [results.load(results.Run, path) for path in options.records]
+    device = runs[0].environment.device
+    for path, run in zip(options.records, runs, strict=True):
+        state = (run.environment.commit, run.environment.dirty)
+        if run.base is None or (run.base.commit, run.base.dirty) != state or run.environment.commit is None:
+            raise ValueError(f"{path}: expected a commit beside itself, as from `compare HEAD HEAD`")
+        if run.environment.device != device:
+            raise ValueError(f"{path}: of {run.environment.device}; the first is of {device}")
+    processes = sum(len({check.process for check in run.checks}) for run in runs)
+    if processes < LEAST_PROCESSES:
+        raise ValueError(f"records: expected {LEAST_PROCESSES} processes in all; got {processes}")
+    entries = gate.noise_entries([gate.process_ratios(run) for run in runs])
+    path = session.noise_path(device)
+    results.save(results.NoiseRecord(device, runs[0].created, runs[0].environment.commit, entries), path)
+    print(f"Known noise of {device}: {path}. It counts once it is reviewed and merged.")
+    return 0
+
+
 def _bench(options: argparse.Namespace) -> int:
-    run = _measure(options)
-    results.save_run(run, options.output)
-    run, judgement = _look_again(run, options)
+    run, judgement = _measure_and_judge(options)
     page = history.record_and_publish(options.output, run, judgement, OUTPUT / "dashboard")
     _show(run, judgement, options)
     if not options.json:
@@ -201,91 +222,47 @@ def _compare(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         base = stack.enter_context(sides.commit(options.base))
         head = stack.enter_context(sides.commit(options.head) if options.head else sides.working_tree())
-        run = _measure(options, head, base)
-        results.save_run(run, options.output)
-        run, judgement = _look_again(run, options, head, base)
+        run, judgement = _measure_and_judge(options, head, base)
     _show(run, judgement, options)
     if not options.json:
         print(f"Record: {options.output}")
     return judgement.status.value
 
 
+def _measure_and_judge(
+    options: argparse.Namespace, head: sides.Side = sides.INSTALLED, base: sides.Side | None = None
+) -> tuple[results.Run, gate.Judgement]:
+    chosen, skipped = _chosen(options)
+    run, judgement, _ = session.judged(
+        chosen,
+        lambda run: gate.judge(run, _case(run, options, run.workloads)),
+        head=head,
+        base=base,
+        skipped=skipped,
+        processes=options.processes,
+        seed=options.seed,
+        keep=lambda run: results.save(run, options.output),
+    )
+    run = gate.with_verdicts(run, _case(run, options, run.workloads), judgement)
+    results.save(run, options.output)
+    return run, judgement
+
+
+def _chosen(options: argparse.Namespace) -> tuple[list[workloads.Workload], list[workloads.Workload]]:
+    import torch
+
+    return workloads.select(options.workload, gpu=torch.cuda.is_available(), quick=options.quick)
+
+
 def _dashboard(options: argparse.Namespace) -> int:
-    run = results.load_run(options.record)
-    judgement = gate.judge(run, case_of(run, expected=run.workloads))
+    run = results.load(results.Run, options.record)
+    judgement = gate.judge(run, session.case_of(run, expected=run.workloads))
     print(f"Dashboard: {history.publish(run, judgement, OUTPUT / 'dashboard')}")
     return 0
 
 
-def _measure(
-    options: argparse.Namespace, head: sides.Side = sides.INSTALLED, base: sides.Side | None = None
-) -> results.Run:
-    import torch
-
-    gpu = torch.cuda.is_available()
-    chosen, skipped = workloads.select(options.workload, gpu=gpu, quick=options.quick)
-    processes = options.processes or PROCESSES["cuda" if gpu else "cpu"]
-    if processes < 1:
-        raise ValueError(f"--processes: expected at least 1; got {processes}")
-    with _progress("Measuring", len(chosen) * processes) as progress:
-        return measure.measure(
-            chosen, head=head, base=base, skipped=skipped, processes=processes, seed=options.seed, progress=progress
-        )
-
-
-def _look_again(
-    run: results.Run,
-    options: argparse.Namespace,
-    head: sides.Side = sides.INSTALLED,
-    base: sides.Side | None = None,
-) -> tuple[results.Run, gate.Judgement]:
-    """Judge; what is in doubt is measured in more processes and judged again, up to the policy's looks; store both."""
-    case = _case(run, options, run.workloads)
-    judgement = gate.judge(run, case)
-    for _ in range(case.policy.looks - 1):
-        doubtful = judgement.doubtful()
-        if not doubtful:
-            break
-        chosen, _ = workloads.select(doubtful, gpu=True)
-        with _progress("In doubt, measuring more", len(chosen) * MORE_PROCESSES) as progress:
-            run = run.with_more(
-                measure.measure(
-                    chosen,
-                    head=head,
-                    base=base,
-                    processes=MORE_PROCESSES,
-                    seed=options.seed,
-                    first_process=1 + max(check.process for check in run.checks),
-                    progress=progress,
-                )
-            )
-        judgement = gate.judge(run, case)
-    run = gate.with_verdicts(run, case, judgement)
-    results.save_run(run, options.output)
-    return run, judgement
-
-
-@contextmanager
-def _progress(title: str, steps: int) -> Iterator[measure.Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting the processes", total=steps)
-        begun = 0
-
-        def progress(text: str) -> None:
-            nonlocal begun
-            bar.update(task, completed=begun, description=text)
-            begun += 1
-
-        yield progress
-        bar.update(task, completed=steps, description="done")
-
-
 def _case(run: results.Run, options: argparse.Namespace, expected: Sequence[str]) -> gate.Case:
-    case = case_of(run, options.require_baseline, expected)
+    case = session.case_of(run, options.require_baseline, expected)
     if options.max_slowdown is None:
         return case
     wanted = options.max_slowdown / 100
@@ -293,25 +270,6 @@ def _case(run: results.Run, options: argparse.Namespace, expected: Sequence[str]
     case = dataclasses.replace(case, policy=dataclasses.replace(case.policy, slowdowns=slowdowns))
     gate.refuse_what_noise_forbids(run, case)
     return case
-
-
-def case_of(run: results.Run, require_baseline: bool = False, expected: Sequence[str] | None = None) -> gate.Case:
-    """What this repository judges such a run by."""
-    path = results.device_path(BASELINES, run.environment.device)
-    if require_baseline and not path.exists():
-        raise ValueError(f"baseline: none for {run.environment.device}, expected {path}; see `baseline --help`")
-    return gate.Case(
-        baseline=results.load_baseline(path) if path.exists() else None,
-        noise=noise_of(run),
-        accepted=results.load_accepted(BASELINES / "accepted-slowdowns.json"),
-        expected=None if expected is None else tuple(expected),
-    )
-
-
-def noise_of(run: results.Run) -> results.NoiseRecord | None:
-    """What is known of the noise of the run's device."""
-    path = results.device_path(BASELINES / "noise", run.environment.device)
-    return results.load_noise(path) if path.exists() else None
 
 
 def _show(run: results.Run, judgement: gate.Judgement, options: argparse.Namespace) -> None:

@@ -45,7 +45,7 @@ setup_cache.timeout = 1800  # type: ignore[attr-defined]  # asv's name, in secon
 
 
 def _recorded(path: Path, commit: str) -> results.Run:
-    run = results.load_run(path)
+    run = results.load(results.Run, path)
     if run.environment.commit != commit or run.environment.dirty:
         state = " with uncommitted changes" if run.environment.dirty else ""
         raise results.RecordError(f"{path}: measured at {run.environment.commit}{state}; asv asks for {commit}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results
+from benchmarks import results, session
 from benchmarks.measure import machine
 
 BUSY = 0.25  # of the processors: load from others above which times on the host's clock are not worth taking
@@ -26,26 +26,23 @@ class Finding:
     mend: str = ""
 
 
-def add_command(commands: Any, baselines: Path) -> None:
+def add_command(commands: Any) -> None:
     """Add `doctor` to the subcommands of a parser."""
     parser = commands.add_parser("doctor", help="is this machine fit to measure on, and what to mend")
-    parser.set_defaults(command=lambda options: _doctor(options, baselines))
+    parser.set_defaults(command=_doctor)
 
 
-def _doctor(_: argparse.Namespace, baselines: Path) -> int:
-    import torch
-
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    environment = machine.describe_environment(device_type)
+def _doctor(_: argparse.Namespace) -> int:
+    environment = machine.describe_environment()
     print(f"{environment.device}, torch {environment.torch}, triton {environment.triton or 'none'}")
     found = list(_host())
-    if device_type == "cuda":
+    if environment.device_type == "cuda":
         found += _gpu(machine.Gpu.current())
     else:
         found.append(
             Finding(None, "no CUDA device: the CPU backend is measured; processes differ by several percent here")
         )
-    found += _records(baselines, environment.device)
+    found += _records(environment.device)
     marks = {True: "ok  ", False: "MEND", None: "note"}
     for finding in found:
         print(f"{marks[finding.fit]}  {finding.what}" + (f"\n      {finding.mend}" if finding.mend else ""))
@@ -97,15 +94,12 @@ def _gpu(gpu: machine.Gpu) -> Iterator[Finding]:
         yield Finding(None, "MIG is on: this is a slice of a GPU, and needs a baseline of its own")
 
 
-def _records(baselines: Path, device: str) -> Iterator[Finding]:
-    for name, folder, make in (
-        (
-            "baseline",
-            baselines,
-            "run a measurement, then `python -m benchmarks baseline RECORD --accept --reason TEXT`",
-        ),
-        ("known noise", baselines / "noise", "python -m benchmarks selftest --same 30 --output FILE --accept-noise"),
+def _records(device: str) -> Iterator[Finding]:
+    accept = "run a measurement, then `python -m benchmarks baseline RECORD --accept --reason TEXT`"
+    compare = "`python -m benchmarks compare HEAD HEAD --processes 10`, three times, then `noise RECORD ... --accept`"
+    for name, path, make in (
+        ("baseline", results.device_path(session.BASELINES, device), accept),
+        ("known noise", session.noise_path(device), compare),
     ):
-        path = results.device_path(folder, device)
         there = path.exists()
         yield Finding(there or None, f"{name} of this device: {'there' if there else 'none'}", "" if there else make)

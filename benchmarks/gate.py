@@ -17,10 +17,20 @@ from enum import Enum
 from typing import Any
 
 from benchmarks import stats
-from benchmarks.results import AcceptedSlowdown, Baseline, Noise, NoiseRecord, Run, Series, baseline_of, noise_of
+from benchmarks.results import AcceptedSlowdown, Baseline, Noise, NoiseRecord, Run, Series, Strict, decoded
 from benchmarks.workloads import WORKLOADS
 
 COUNTED = {"launches": "launches", "synchronizations": "waits of the host", "allocations": "allocations on the device"}
+# What the compiled kernels are made of: no verdict, but why a verdict may be what it is.
+CAUSES = {
+    "registers": "registers",
+    "stack_bytes": "bytes of stack",
+    "instructions": "instructions",
+    "global_loads": "global loads",
+    "widest_load_bytes": "bytes of the widest load",
+    "barriers": "barriers",
+    "atomics": "atomics",
+}
 
 
 class Status(Enum):
@@ -32,7 +42,7 @@ class Status(Enum):
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(Strict):
     """What a run must reach.
 
     Floors are speedups over the reference that hold on every device of a type: well below what was measured when they
@@ -96,7 +106,7 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Strict):
     """Everything that a run is judged by: with it, the same samples give the same verdicts anywhere."""
 
     policy: Policy = field(default_factory=Policy)
@@ -104,6 +114,13 @@ class Case:
     noise: NoiseRecord | None = None
     accepted: tuple[AcceptedSlowdown, ...] = ()
     expected: tuple[str, ...] | None = None  # workloads of a whole run; by default the baseline's
+
+
+@dataclass(frozen=True)
+class _Judged(Case):
+    """A case and the verdicts in it, as records keep them."""
+
+    verdicts: tuple[dict[str, Any], ...] = ()
 
 
 def tolerance_of(series: Sequence[Series], clock: str, policy: Policy) -> float:
@@ -191,31 +208,31 @@ class _Judge:
         if not series:
             return Verdict(workload, clock, "slowdown", Status.INCONCLUSIVE, "no samples beside base")
         noise = self._noise(series)
-        tolerance = self.slowdown_tolerance(clock, noise)
         logs = stats.ratios(series)
-        found = stats.interval(logs, self.error, noise)
-        bound = 1 + tolerance
-        if stats.interval(logs, self.strict_error, noise).low > bound:
-            status, reason = Status.REGRESSION, f"slower than base by more than {tolerance:.1%}"
-        elif found.high <= bound:
-            status, reason = Status.PASS, f"not slower than base by {tolerance:.1%}"
-        else:
-            status, reason = Status.INCONCLUSIVE, f"not clearly within {tolerance:.1%} of base"
+        tolerance = slowdown_tolerance(self.policy, self.run.environment.device_type, clock, noise, len(logs))
+        status, found = slowdown_status(logs, noise, tolerance, self.error, self.strict_error)
+        reason = {
+            Status.REGRESSION: f"slower than base by more than {tolerance:.1%}",
+            Status.PASS: f"not slower than base by {tolerance:.1%}",
+            Status.INCONCLUSIVE: f"not clearly within {tolerance:.1%} of base",
+        }[status]
         if status is not Status.PASS:
-            reason += f"; {self._who_moved(workload, clock, found)}"
+            reason += f"; {self._who_moved(workload, clock, found)}{self._cause(workload)}"
         if noise is not None:
             least = stats.detectable(noise, len(logs), tolerance, self.strict_error, self.policy.power)
             reason += f" (slowdowns from {least:.1%} on are told in {self.policy.power:.0%} of runs)"
         status, reason = self._excused(workload, clock, found, status, reason)
-        return self._verdict(series, "slowdown", *_unless_disturbed(series, status, reason), found, bound)
+        return self._verdict(series, "slowdown", *_unless_disturbed(series, status, reason), found, 1 + tolerance)
 
-    def slowdown_tolerance(self, clock: str, noise: Noise | None) -> float:
-        """The policy's, or what the noise forbids to go below with the processes of the last look."""
-        tolerance = self.policy.slowdowns[self.run.environment.device_type][clock]
-        if noise is None:
-            return tolerance
-        processes = max(len({check.process for check in self.run.checks}), 1)
-        return max(tolerance, stats.least_tolerance(noise, processes, self.error, self.policy.power))
+    def _cause(self, workload: str) -> str:
+        """Where the compiled kernels of head and base differ."""
+        head, base = (self.run.counts.get(side, {}).get(workload, {}) for side in ("head", "base"))
+        changes = [
+            f"{text} {base[name]} to {head[name]}"
+            for name, text in CAUSES.items()
+            if name in base and name in head and base[name] != head[name]
+        ]
+        return f"; in the compiled code, {', '.join(changes)}" if changes else ""
 
     def _who_moved(self, workload: str, clock: str, fused: stats.Interval) -> str:
         reference = self._series(workload, clock, "reference", "base reference")
@@ -284,6 +301,24 @@ class _Judge:
         one = series[0]
         us, beside_us = stats.median_us(series), stats.median_us(series, beside=True)
         return Verdict(one.workload, one.clock, question, status, reason, ratio, bound, us, beside_us)
+
+
+def slowdown_tolerance(policy: Policy, device_type: str, clock: str, noise: Noise | None, processes: int) -> float:
+    """The policy's, or what the noise forbids to go below with so many processes."""
+    tolerance = policy.slowdowns[device_type][clock]
+    if noise is None:
+        return tolerance
+    return max(tolerance, stats.least_tolerance(noise, processes, policy.error / policy.looks, policy.power))
+
+
+def slowdown_status(
+    logs: Sequence[float], noise: Noise | None, tolerance: float, error: float, strict_error: float
+) -> tuple[Status, stats.Interval]:
+    """The verdict on log(head / base) of each process, and the interval that a PASS goes by."""
+    found = stats.interval(logs, error, noise)
+    if stats.interval(logs, strict_error, noise).low > 1 + tolerance:
+        return Status.REGRESSION, found
+    return Status.PASS if found.high <= 1 + tolerance else Status.INCONCLUSIVE, found
 
 
 def _unless_disturbed(series: Sequence[Series], status: Status, reason: str) -> tuple[Status, str]:
@@ -388,31 +423,22 @@ def verify(run: Run) -> tuple[Judgement, list[str]]:
     """Judge a record again by what it was judged by; the verdicts, and where they differ from the recorded ones.
 
     Raises:
-        ValueError: the record holds no verdicts.
+        ValueError: the record holds no verdicts, or not what they were judged by.
     """
     if run.judged is None:
         raise ValueError("record: it holds no verdicts to verify")
-    judgement = judge(run, _case_of(run.judged))
-    recorded, derived = run.judged["verdicts"], [_plain(verdict) for verdict in judgement.verdicts]
+    judged = decoded(_Judged, run.judged)
+    judgement = judge(run, judged)
+    derived = [_plain(verdict) for verdict in judgement.verdicts]
     differences = [
-        f"{old['workload']} on {old['clock']}, {old['question']}: recorded {old}; derived {new}"
-        for old, new in zip(recorded, derived, strict=False)
+        f"verdict {number}: recorded {old}; derived {new}"
+        for number, (old, new) in enumerate(zip(judged.verdicts, derived, strict=False), 1)
         if old != new
     ]
-    if len(recorded) != len(derived):
-        differences.append(f"{len(recorded)} verdicts recorded, {len(derived)} derived")
+    if len(judged.verdicts) != len(derived):
+        differences.append(f"{len(judged.verdicts)} verdicts recorded, {len(derived)} derived")
     return judgement, differences
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:
     return {**dataclasses.asdict(verdict), "status": verdict.status.name}
-
-
-def _case_of(judged: dict[str, Any]) -> Case:
-    return Case(
-        policy=Policy(**judged["policy"]),
-        baseline=None if judged["baseline"] is None else baseline_of(judged["baseline"]),
-        noise=None if judged["noise"] is None else noise_of(judged["noise"]),
-        accepted=tuple(AcceptedSlowdown(**one) for one in judged["accepted"]),
-        expected=None if judged["expected"] is None else tuple(judged["expected"]),
-    )

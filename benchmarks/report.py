@@ -43,7 +43,7 @@ def _row(verdict: Verdict) -> Row:
     if verdict.ratio is None or verdict.fused_us is None or verdict.beside_us is None:
         return Row(*name, "-", "-", verdict.question, "-", "-", verdict.status, verdict.reason)
     bandwidth = "-"
-    if verdict.clock == "device_us":
+    if verdict.clock == "device_us" and verdict.workload in WORKLOADS:
         bandwidth = f"{WORKLOADS[verdict.workload].bytes_read / verdict.fused_us / 1e3:.0f}"
     return Row(
         *name,

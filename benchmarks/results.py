@@ -14,22 +14,39 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, TypeVar
 
-# Of each kind of file's format; raise it with every change of a field.
-VERSIONS = {"run": 3, "baseline": 2, "noise": 1, "selftest": 1, "accepted slowdowns": 1}
+from pydantic import NonNegativeFloat, PositiveFloat, TypeAdapter, ValidationError
 
 
 class RecordError(ValueError):
     """A record or baseline that cannot be used, with its path and the reason."""
 
 
+class Strict:
+    """What is read from a file has these fields and no others, of these types, and finite numbers: pydantic checks."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False, "strict": True}
+
+
 @dataclass(frozen=True)
-class Environment:
+class Record(Strict):
+    """What is a file of its own."""
+
+    KIND: ClassVar[str]
+    VERSION: ClassVar[int]  # of the format; to be raised with every change of a field
+
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Environment(Strict):
     """Where a run took place."""
 
     device: str  # of the GPU, else of the CPU
-    device_type: str  # "cuda" or "cpu"
+    device_type: Literal["cuda", "cpu"]
     device_hash: str | None  # of the GPU's UUID: tells two GPUs of a model apart and names neither
     cpu_cores: int
     python: str
@@ -42,7 +59,7 @@ class Environment:
 
 
 @dataclass(frozen=True)
-class State:
+class State(Strict):
     """A state of the package."""
 
     commit: str | None
@@ -51,7 +68,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class GpuState:
+class GpuState(Strict):
     """A GPU at the end of a block of samples."""
 
     sm_mhz: int
@@ -70,7 +87,7 @@ class GpuState:
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Strict):
     """Samples taken in one go; with a `fault` they were dropped."""
 
     workload: str
@@ -81,7 +98,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Series:
+class Series(Strict):
     """Pairs of samples of one workload, on one clock, from one process (of each side): us[i] was taken beside
     beside_us[i]."""
 
@@ -90,13 +107,17 @@ class Series:
     process: int
     implementation: str  # of the state that is measured: "fused" or "reference"
     beside: str  # "reference", "base fused" or "base reference"
-    us: tuple[float, ...]
-    beside_us: tuple[float, ...]
+    us: tuple[PositiveFloat, ...]
+    beside_us: tuple[PositiveFloat, ...]
     quiet: bool  # False if other work on the machine disturbed most pairs, so that these had to be kept
+
+    def __post_init__(self) -> None:
+        if not self.us or len(self.us) != len(self.beside_us):
+            raise ValueError(f"us, beside_us: expected pairs; got {len(self.us)} and {len(self.beside_us)} samples")
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Strict):
     """Whether fused agreed with the reference on the very inputs that were timed."""
 
     workload: str
@@ -106,8 +127,11 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Record):
     """One measurement: raw samples and everything needed to judge them."""
+
+    KIND = "run"
+    VERSION = 3
 
     created: str  # UTC, ISO 8601
     command: str
@@ -122,6 +146,9 @@ class Run:
     blocks: tuple[Block, ...]
     counts: dict[str, dict[str, dict[str, int]]]  # of one fused call, by side ("head", "base") and workload
     judged: dict[str, Any] | None = None  # what it was judged by, and the verdicts: see `gate.with_verdicts`
+
+    def __post_init__(self) -> None:
+        datetime.datetime.fromisoformat(self.created)
 
     def with_more(self, more: Run) -> Run:
         """This run and further processes of it.
@@ -143,16 +170,19 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Strict):
     """How far the processes of one workload, clock and pair differ though nothing does."""
 
-    deviation: float  # standard deviation of the processes' median log ratios
+    deviation: NonNegativeFloat  # standard deviation of the processes' log ratios
     processes: int  # that it was taken from
 
 
 @dataclass(frozen=True)
-class NoiseRecord:
+class NoiseRecord(Record):
     """What runs of the same code against itself showed on one device model."""
+
+    KIND = "noise"
+    VERSION = 1
 
     device: str
     created: str
@@ -164,7 +194,7 @@ class NoiseRecord:
 
 
 @dataclass(frozen=True)
-class AcceptedSlowdown:
+class AcceptedSlowdown(Strict):
     """A slowdown taken on purpose: a reviewed exception with an end, instead of a looser tolerance."""
 
     workload: str
@@ -173,20 +203,40 @@ class AcceptedSlowdown:
     reason: str
     expires: str  # ISO 8601 date, the last day that it counts
 
+    def __post_init__(self) -> None:
+        datetime.date.fromisoformat(self.expires)
+        if not self.reason.strip() or not 0 < self.slowdown < 1:
+            raise ValueError("expected a reason, and a slowdown between 0 and 1")
+
 
 @dataclass(frozen=True)
-class BaselineEntry:
+class AcceptedSlowdowns(Record):
+    """All of them."""
+
+    KIND = "accepted slowdowns"
+    VERSION = 1
+
+    entries: tuple[AcceptedSlowdown, ...]
+
+
+@dataclass(frozen=True)
+class BaselineEntry(Strict):
     """What a reviewed run found for one workload on one clock."""
 
-    speedup: float
-    fused_us: float
-    reference_us: float
-    tolerance: float  # largest loss of speedup, as a share: what the run's own noise allows to be told from none
+    speedup: PositiveFloat
+    fused_us: PositiveFloat
+    reference_us: PositiveFloat
+    tolerance: (
+        PositiveFloat  # largest loss of speedup, as a share: what the run's own noise allows to be told from none
+    )
 
 
 @dataclass(frozen=True)
-class Baseline:
+class Baseline(Record):
     """The reviewed state of one device model."""
+
+    KIND = "baseline"
+    VERSION = 2
 
     device: str
     created: str
@@ -198,100 +248,42 @@ class Baseline:
     entries: dict[str, dict[str, BaselineEntry]]  # workload, clock
 
 
-def save_run(run: Run, path: Path) -> None:
-    _write(path, "run", dataclasses.asdict(run))
-
-
-def load_run(path: Path) -> Run:
-    fields = _read(path, "run")
+def save(record: Record, path: Path) -> None:
+    """Write a record, whole or not at all: under another name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
-        environment = Environment(**fields.pop("environment"))
-        if environment.device_type not in ("cuda", "cpu"):
-            raise RecordError(f"{path}: expected device_type cuda or cpu; got {environment.device_type!r}")
-        base = fields.pop("base")
-        return Run(
-            environment=environment,
-            base=None if base is None else State(**base),
-            checks=tuple(Check(**check) for check in fields.pop("checks")),
-            series=tuple(_series(path, one) for one in fields.pop("series")),
-            blocks=tuple(_block(one) for one in fields.pop("blocks")),
-            workloads=tuple(fields.pop("workloads")),
-            skipped=tuple(fields.pop("skipped")),
-            **fields,
-        )
-    except (KeyError, TypeError) as error:
-        raise RecordError(f"{path}: not a complete record: {error}") from error
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({"version": record.VERSION, "kind": record.KIND, **dataclasses.asdict(record)}, file, indent=1)
+            file.write("\n")
+        os.chmod(name, 0o644)  # mkstemp's 0600 would keep a record from whoever did not run the container
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
-def save_baseline(baseline: Baseline, path: Path) -> None:
-    _write(path, "baseline", dataclasses.asdict(baseline))
+def load(cls: type[R], path: Path) -> R:
+    """Read a record of that kind.
 
-
-def load_baseline(path: Path) -> Baseline:
-    fields = _read(path, "baseline")
+    Raises:
+        RecordError: the file is missing, damaged, of another kind or version, or not complete.
+    """
     try:
-        baseline = baseline_of(fields)
-        for workload, clocks in baseline.entries.items():
-            for clock, entry in clocks.items():
-                if not all(0 < value < float("inf") for value in dataclasses.astuple(entry)):
-                    raise RecordError(f"{path}: {workload} on {clock}: expected positive numbers; got {entry}")
-        return baseline
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path}: not a complete baseline: {error}") from error
-
-
-def save_noise(noise: NoiseRecord, path: Path) -> None:
-    _write(path, "noise", dataclasses.asdict(noise))
-
-
-def load_noise(path: Path) -> NoiseRecord:
-    fields = _read(path, "noise")
+        fields = json.loads(path.read_text())
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RecordError(f"{path}: damaged: {error}") from error
+    if not isinstance(fields, dict) or fields.pop("kind", None) != cls.KIND:
+        raise RecordError(f"{path}: not a {cls.KIND}")
+    version = fields.pop("version", None)
+    if version != cls.VERSION:
+        raise RecordError(f"{path}: format {version!r}; this version reads {cls.VERSION}. Measure again.")
     try:
-        return noise_of(fields)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path}: not a complete noise record: {error}") from error
-
-
-def save_selftest(fields: dict[str, Any], path: Path) -> None:
-    _write(path, "selftest", fields)
-
-
-def load_selftest(path: Path) -> dict[str, Any]:
-    return _read(path, "selftest")
-
-
-def baseline_of(fields: dict[str, Any]) -> Baseline:
-    """A baseline from its fields as JSON holds them."""
-    entries = {
-        workload: {clock: BaselineEntry(**entry) for clock, entry in clocks.items()}
-        for workload, clocks in fields["entries"].items()
-    }
-    return Baseline(**{**fields, "entries": entries})
-
-
-def noise_of(fields: dict[str, Any]) -> NoiseRecord:
-    """A noise record from its fields as JSON holds them."""
-    entries = {
-        workload: {clock: {pair: Noise(**noise) for pair, noise in pairs.items()} for clock, pairs in clocks.items()}
-        for workload, clocks in fields["entries"].items()
-    }
-    return NoiseRecord(**{**fields, "entries": entries})
-
-
-def load_accepted(path: Path) -> tuple[AcceptedSlowdown, ...]:
-    """The accepted slowdowns; none where the file is missing."""
-    if not path.exists():
-        return ()
-    fields = _read(path, "accepted slowdowns")
-    try:
-        accepted = tuple(AcceptedSlowdown(**entry) for entry in fields["entries"])
-        for one in accepted:
-            datetime.date.fromisoformat(one.expires)
-            if not one.reason.strip() or not 0 < one.slowdown < 1:
-                raise RecordError(f"{path}: expected a reason, and a slowdown between 0 and 1; got {one}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{path}: not a complete list of accepted slowdowns: {error}") from error
-    return accepted
+        return decoded(cls, fields)
+    except ValueError as error:
+        raise RecordError(f"{path}: not a complete {cls.KIND}: {error}") from error
 
 
 def device_path(directory: Path, device: str) -> Path:
@@ -304,47 +296,15 @@ def device_slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def _series(path: Path, fields: dict[str, Any]) -> Series:
-    series = Series(**{**fields, "us": tuple(fields["us"]), "beside_us": tuple(fields["beside_us"])})
-    samples = series.us + series.beside_us
-    if not samples or len(series.us) != len(series.beside_us):
-        raise RecordError(f"{path}: {series.workload} on {series.clock}: expected pairs of samples")
-    if not all(isinstance(sample, (int, float)) and 0 < sample < float("inf") for sample in samples):
-        raise RecordError(f"{path}: {series.workload} on {series.clock}: expected positive samples")
-    return series
+def decoded(kind: type[T], fields: Any) -> T:
+    """`fields`, as JSON holds them, as the dataclass `kind`.
 
-
-def _block(fields: dict[str, Any]) -> Block:
-    gpu = fields["gpu"]
-    state = None if gpu is None else GpuState(**{**gpu, "throttled": tuple(gpu["throttled"])})
-    return Block(**{**fields, "gpu": state})
-
-
-def _read(path: Path, kind: str) -> dict[str, Any]:
+    Raises:
+        ValueError: a field is missing, unknown, or of another type; the first such is named.
+    """
     try:
-        fields = json.loads(path.read_text())
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise RecordError(f"{path}: damaged: {error}") from error
-    if not isinstance(fields, dict) or fields.pop("kind", None) != kind:
-        raise RecordError(f"{path}: not a {kind}")
-    version = fields.pop("version", None)
-    if version != VERSIONS[kind]:
-        raise RecordError(f"{path}: format {version!r}; this version reads {VERSIONS[kind]}. Measure again.")
-    return fields
-
-
-def _write(path: Path, kind: str, fields: dict[str, Any]) -> None:
-    """Whole or not at all: under another name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"version": VERSIONS[kind], "kind": kind, **fields}, file, indent=1)
-            file.write("\n")
-        os.chmod(name, 0o644)  # mkstemp's 0600 would keep a record from whoever did not run the container
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        return TypeAdapter(kind).validate_json(json.dumps(fields), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}; got {str(first['input'])[:80]!r}") from error

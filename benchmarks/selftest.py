@@ -1,39 +1,35 @@
 """Does the gate do what it claims: `python -m benchmarks selftest`.
 
 Runs the gate on the same code on both sides, where it must not accuse, and on every planted slowdown, which it must
-catch. Each run is written down when it ends, so that a selftest can be stopped, resumed, and merged with others. Runs
-of the same code also tell the noise of the device, which the gate then knows.
+catch. Each run is written down when it ends, so that a selftest can be stopped, resumed, and merged with others. What
+the gate can catch at all follows from the noise that is known of the device, by simulation.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
+import math
+import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import gate, measure, results, workloads
+from benchmarks import gate, results, session, stats, workloads
 from benchmarks.measure import sides
 from benchmarks.mutants import MUTANTS, Mutant
 
 SAME = "same code"
-NOISE = Path(__file__).with_name("baselines") / "noise"
-PROCESSES = {"cuda": 4, "cpu": 5}
-MORE_PROCESSES = 3
-LEAST_PROCESSES = 30  # that a device's noise is taken from
-
-Progress = Callable[[str, int], AbstractContextManager[measure.Progress]]
-CaseOf = Callable[[results.Run], gate.Case]
+SIMULATED_RUNS = 1000
+SLOWDOWNS = {"device_us": 0.02, "call_us": 0.10}  # that are simulated
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(results.Strict):
     """One run of the gate."""
 
     planted: str  # a mutant's name, or "same code"
@@ -41,12 +37,39 @@ class Outcome:
     status: str  # the verdict on the comparison with base
     slowdown: float  # the largest found, of the judged questions
     where: str  # workload and clock of it, or of the verdict
+    reason: str
     looks: int
     seconds: float
-    ratios: dict[str, list[float]]  # per process, log(head / base), by "workload clock pair": of the same code alone
 
 
-def add_command(commands: Any, progress: Progress, case_of: CaseOf) -> None:
+@dataclass(frozen=True)
+class Power(results.Strict):
+    """What the gate can catch of one workload on one clock, given the noise that is known."""
+
+    workload: str
+    clock: str
+    deviation: float  # of a process
+    told_from_none: float  # the smallest slowdown that the first look tells from none in 95 % of runs
+    slowdown: float
+    caught: float  # the share of simulated runs with that slowdown that end in REGRESSION
+    accused: float  # and of runs without one
+    doubted: float  # and of runs without one that end INCONCLUSIVE
+
+
+@dataclass(frozen=True)
+class Selftest(results.Record):
+    """All runs so far on one device."""
+
+    KIND = "selftest"
+    VERSION = 2
+
+    environment: results.Environment
+    command: str
+    runs: tuple[Outcome, ...]
+    power: tuple[Power, ...]
+
+
+def add_command(commands: Any) -> None:
     """Add `selftest` to the subcommands of a parser."""
     parser = commands.add_parser("selftest", help="the gate against the same code and against planted slowdowns")
     parser.add_argument("--same", type=int, default=0, metavar="N", help="runs of the same code on both sides")
@@ -54,56 +77,57 @@ def add_command(commands: Any, progress: Progress, case_of: CaseOf) -> None:
     parser.add_argument(
         "--mutant", action="append", choices=MUTANTS, metavar="NAME", help="only this one; may be repeated"
     )
+    parser.add_argument("--first-seed", type=int, default=1, metavar="S", help="of the runs; the next one's is S + 1")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="outcomes; resumed where it exists")
     parser.add_argument(
         "--merge", type=Path, nargs="+", default=[], metavar="FILE", help="take outcomes from these too"
     )
-    parser.add_argument("--accept-noise", action="store_true", help="make these runs the known noise of this device")
     parser.add_argument("--seconds", type=float, metavar="S", help="start no further run after so long")
-    parser.set_defaults(command=lambda options: _selftest(options, progress, case_of))
+    parser.set_defaults(command=_selftest)
 
 
-def _selftest(options: argparse.Namespace, progress: Progress, case_of: CaseOf) -> int:
+def _selftest(options: argparse.Namespace) -> int:
     import torch
 
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    record = results.load_selftest(options.output) if options.output.exists() else None
+    record = results.load(Selftest, options.output) if options.output.exists() else None
     for path in options.merge:
-        record = _merged(record, results.load_selftest(path), path)
+        record = _merged(record, results.load(Selftest, path), path)
     wanted = [MUTANTS[name] for name in options.mutant] if options.mutant else list(MUTANTS.values())
     planted = [mutant for mutant in wanted if mutant.device_type == device_type]
     deadline = time.monotonic() + (options.seconds or float("inf"))
-    todo: list[tuple[Mutant | None, int]] = [(None, number) for number in range(options.same)]
-    todo += [(mutant, number) for number in range(options.planted) for mutant in planted]
-    done = {(outcome.planted, outcome.seed) for outcome in _outcomes(record)}
-    for mutant, number in todo:
-        name, seed = mutant.name if mutant else SAME, 1 + number
+    seeds = range(options.first_seed, options.first_seed + max(options.same, options.planted))
+    todo: list[tuple[Mutant | None, int]] = [(None, seed) for seed in seeds[: options.same]]
+    todo += [(mutant, seed) for seed in seeds[: options.planted] for mutant in planted]
+    done = {(outcome.planted, outcome.seed) for outcome in record.runs} if record else set()
+    for mutant, seed in todo:
+        name = mutant.name if mutant else SAME
         if (name, seed) in done:
             continue
         if time.monotonic() > deadline:
             print(f"The time is over; run the same command again for what is left, with --output {options.output}")
             break
-        run, outcome = _one(mutant, seed, device_type, progress, case_of)
-        record = _added(record, run, outcome)
-        results.save_selftest(record, options.output)
+        run, outcome = _one(mutant, seed)
+        before = record.runs if record else ()
+        environment = dataclasses.replace(run.environment, device_hash=None)
+        record = Selftest(environment, run.command, (*before, outcome), ())
+        results.save(record, options.output)
         print(_line(outcome), flush=True)
     if record is None:
         raise ValueError("selftest: expected --same or --planted; there is nothing to show yet")
-    results.save_selftest(record, options.output)
-    if options.accept_noise:
-        print(f"Known noise: {_accept_noise(record)}")
-    print(table(_outcomes(record)))
-    return 0 if _all_good(_outcomes(record)) else 1
+    noise = session.noise_of(record.environment.device)
+    if noise is not None:
+        record = dataclasses.replace(record, power=_powers(noise, record.environment.device_type))
+    results.save(record, options.output)
+    print(table(record))
+    return 0 if _all_good(record.runs) else 1
 
 
-def _one(
-    mutant: Mutant | None, seed: int, device_type: str, progress: Progress, case_of: CaseOf
-) -> tuple[results.Run, Outcome]:
-    """The gate as `compare` runs it, quick workloads or those of the mutant, up to the policy's looks."""
+def _one(mutant: Mutant | None, seed: int) -> tuple[results.Run, Outcome]:
+    """The gate as `compare` runs it, quick workloads or those of the mutant."""
     start = time.monotonic()
     name = mutant.name if mutant else SAME
-    names = list(mutant.workloads if mutant else workloads.QUICK)
-    run: results.Run | None = None
+    chosen, _ = workloads.select(list(mutant.workloads if mutant else workloads.QUICK), gpu=True)
     with ExitStack() as stack:
         base = stack.enter_context(sides.working_tree())
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="mutant-")))
@@ -113,37 +137,26 @@ def _one(
             sides.copy_package(folder)
         assert base.state is not None
         head = sides.Side(folder, dataclasses.replace(base.state, file=f"{name} planted"))
-        looks = 0
-        judgement = None
-        while looks < gate.Policy().looks and (judgement is None or judgement.status is gate.Status.INCONCLUSIVE):
-            asked = names if judgement is None else judgement.doubtful()
-            chosen, _ = workloads.select(asked, gpu=True)
-            processes = PROCESSES[device_type] if run is None else MORE_PROCESSES
-            first = 0 if run is None else 1 + max(check.process for check in run.checks)
-            with progress(f"{name} {seed}", len(chosen) * processes) as line:
-                more = measure.measure(
-                    chosen, head=head, base=base, processes=processes, seed=seed, first_process=first, progress=line
-                )
-            run = more if run is None else run.with_more(more)
-            looks += 1
+        run, judgement, looks = session.judged(
+            chosen,
             # The comparison alone: floors and baselines are tested elsewhere.
-            case = gate.Case(noise=case_of(run).noise)
-            judgement = gate.comparison(gate.judge(run, case))
-    assert run is not None
-    assert judgement is not None
+            lambda run: gate.comparison(gate.judge(run, gate.Case(noise=session.noise_of(run.environment.device)))),
+            title=f"{name} {seed}",
+            head=head,
+            base=base,
+            seed=seed,
+        )
     worst = _worst(judgement)
-    ratios = {" ".join(key): logs for key, logs in gate.process_ratios(run).items()} if mutant is None else {}
-    outcome = Outcome(
+    return run, Outcome(
         name,
         seed,
         judgement.status.name,
         worst.ratio.estimate - 1 if worst.ratio else 0.0,
         f"{worst.workload} {worst.clock}",
+        worst.reason,
         looks,
         round(time.monotonic() - start, 1),
-        ratios,
     )
-    return run, outcome
 
 
 def _worst(judgement: gate.Judgement) -> gate.Verdict:
@@ -151,42 +164,56 @@ def _worst(judgement: gate.Judgement) -> gate.Verdict:
     return max(judgement.verdicts, key=lambda v: (ranks[v.status], v.ratio.estimate if v.ratio else 0.0))
 
 
-def _added(record: dict[str, Any] | None, run: results.Run, outcome: Outcome) -> dict[str, Any]:
-    environment = {**dataclasses.asdict(run.environment), "device_hash": None}
-    if record is None:
-        record = {"environment": environment, "runs": []}
-    return {**record, "command": run.command, "runs": [*record["runs"], dataclasses.asdict(outcome)]}
-
-
-def _outcomes(record: dict[str, Any] | None) -> list[Outcome]:
-    return [Outcome(**fields) for fields in record["runs"]] if record else []
-
-
-def _merged(record: dict[str, Any] | None, other: dict[str, Any], path: Path) -> dict[str, Any]:
+def _merged(record: Selftest | None, other: Selftest, path: Path) -> Selftest:
     if record is None:
         return other
-    if other["environment"]["device"] != record["environment"]["device"]:
-        raise results.RecordError(f"{path}: of {other['environment']['device']}, not {record['environment']['device']}")
-    return {**record, "runs": record["runs"] + [run for run in other["runs"] if run not in record["runs"]]}
+    if other.environment.device != record.environment.device:
+        raise results.RecordError(f"{path}: of {other.environment.device}, not {record.environment.device}")
+    return dataclasses.replace(record, runs=(*record.runs, *(run for run in other.runs if run not in record.runs)))
 
 
-def _accept_noise(record: dict[str, Any]) -> Path:
-    runs = [
-        {tuple(key.split(" ", 2)): logs for key, logs in outcome.ratios.items()}
-        for outcome in _outcomes(record)
-        if outcome.planted == SAME
+def _powers(noise: results.NoiseRecord, device_type: str) -> tuple[Power, ...]:
+    """For every workload and clock, as parts of a run over all of them."""
+    policy = gate.Policy()
+    known = [
+        (workload, clock, pairs["fused beside base fused"])
+        for workload, clocks in noise.entries.items()
+        for clock, pairs in clocks.items()
+        if clock in policy.slowdowns[device_type] and "fused beside base fused" in pairs
     ]
-    environment = record["environment"]
-    processes = sum(len(next(iter(run.values()))) for run in runs)
-    if processes < LEAST_PROCESSES:
-        raise ValueError(
-            f"--accept-noise: expected runs of the same code in {LEAST_PROCESSES} processes; got {processes}"
-        )
-    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    noise = results.NoiseRecord(environment["device"], created, environment["commit"], gate.noise_entries(runs))  # type: ignore[arg-type]
-    path = results.device_path(NOISE, environment["device"])
-    results.save_noise(noise, path)
-    return path
+    return tuple(_power(workload, clock, one, device_type, len(known) * 2) for workload, clock, one in known)
+
+
+def _power(workload: str, clock: str, noise: results.Noise, device_type: str, comparisons: int) -> Power:
+    policy = gate.Policy()
+    rng = random.Random(f"{workload} {clock}")
+    first = session.PROCESSES[device_type]
+    looks = [first + session.MORE_PROCESSES * look for look in range(policy.looks)]
+    error = policy.error / policy.looks
+    slowdown = SLOWDOWNS[clock]
+
+    def end(slower: float) -> gate.Status:
+        logs = [rng.gauss(math.log1p(slower), noise.deviation) for _ in range(looks[-1])]
+        status = gate.Status.INCONCLUSIVE
+        for processes in looks:
+            tolerance = gate.slowdown_tolerance(policy, device_type, clock, noise, processes)
+            status, _ = gate.slowdown_status(logs[:processes], noise, tolerance, error, error / comparisons)
+            if status is not gate.Status.INCONCLUSIVE:
+                break
+        return status
+
+    slower = [end(slowdown) for _ in range(SIMULATED_RUNS)]
+    same = [end(0.0) for _ in range(SIMULATED_RUNS)]
+    return Power(
+        workload,
+        clock,
+        noise.deviation,
+        stats.detectable(noise, first, 0.0, error, policy.power),
+        slowdown,
+        slower.count(gate.Status.REGRESSION) / SIMULATED_RUNS,
+        same.count(gate.Status.REGRESSION) / SIMULATED_RUNS,
+        same.count(gate.Status.INCONCLUSIVE) / SIMULATED_RUNS,
+    )
 
 
 def _good(outcome: Outcome) -> bool:
@@ -204,10 +231,11 @@ def _line(outcome: Outcome) -> str:
     )
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
+def table(record: Selftest) -> str:
     """Every kind of run: how often it ended as it should, the slowdown found, the time taken; and what that shows."""
     from scipy import stats
 
+    outcomes = record.runs
     lines = [f"{'planted':22} {'right':>7}  {'slowdown found':>16}  {'where':36} {'s a run':>7}"]
     for name in dict.fromkeys(outcome.planted for outcome in outcomes):
         runs = [outcome for outcome in outcomes if outcome.planted == name]
@@ -226,4 +254,12 @@ def table(outcomes: Sequence[Outcome]) -> str:
     caught = [outcome for outcome in outcomes if outcome.planted != SAME]
     if caught:
         lines.append(f"planted: {sum(map(_good, caught))} of {len(caught)} runs caught")
+    if record.power:
+        heads = f"{'deviation':>9} {'seen from':>9} {'caught, of':>16} {'accused':>8} {'in doubt':>8}"
+        lines += ["", f"{'workload':24} {'clock':10} {heads}"]
+    lines += [
+        f"{p.workload:24} {p.clock:10} {p.deviation:9.2%} {p.told_from_none:9.2%} {p.caught:9.1%} {p.slowdown:+6.0%} "
+        f"{p.accused:8.1%} {p.doubted:8.1%}"
+        for p in record.power
+    ]
     return "\n".join(lines)

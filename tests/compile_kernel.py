@@ -7,10 +7,9 @@ kernel with the barrier before the ticket taken out, so that the test of its pre
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
-import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,17 +19,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks import codegen
 from dllm_kernels import gpu
 
 OUTPUTS = {"confidence_ptr": "*fp32", "tokens_ptr": "*i64", "accepted_ptr": "*i1", "remaining_ptr": "*i32"}
 
 
-def compile_kernel(arch: int, dtype: str, *, options: bool, kernel: Any = gpu._post_process_kernel) -> Any:
+def compile_kernel(
+    arch: int, dtype: str, *, options: bool, aligned: bool = True, kernel: Any = gpu._post_process_kernel
+) -> Any:
     config = gpu.CONFIGS[-1]
     width = 4 if dtype == "fp32" else 8
     constants: dict[str, Any] = {
         "EXCLUDED": options,
-        "ALIGNMENT": width,
+        "ALIGNMENT": width if aligned else 1,
         "SPLITS": config.max_splits,
         "UNROLL": config.unroll,
         "THREADS": 32 * config.num_warps,
@@ -52,21 +54,19 @@ def compile_kernel(arch: int, dtype: str, *, options: bool, kernel: Any = gpu._p
             constants[name] = None
         else:
             signature[name] = "i64" if name.startswith("stride_") else "i32"
-        if name in ("logits_ptr", "V"):
+        if aligned and name in ("logits_ptr", "V"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature, places, attributes)
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": config.num_warps})
 
 
-def sass_of(compiled: Any) -> list[str]:
-    """The instructions, in order."""
+def machine_code(compiled: Any) -> tuple[codegen.Code, list[str]]:
+    """Its figures, and the instructions in order."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
-        command = [triton.knobs.nvidia.cuobjdump.path, "-sass", str(cubin)]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return re.findall(r"^\s+/\*[0-9a-f]{4,5}\*/\s+(.*?);", text, re.MULTILINE)
+        return codegen.read(cubin), codegen.instructions(cubin)
 
 
 def without_barrier() -> Any:
@@ -90,11 +90,16 @@ def main() -> None:
     parser.add_argument("--arch", type=int, required=True)
     parser.add_argument("--dtype", default="fp16")
     parser.add_argument("--options", action="store_true", help="with every optional argument")
+    parser.add_argument("--unaligned", action="store_true", help="rows that do not start on 16 bytes")
     parser.add_argument("--without-barrier", action="store_true")
     chosen = parser.parse_args()
     kernel = without_barrier() if chosen.without_barrier else gpu._post_process_kernel
-    compiled = compile_kernel(chosen.arch, chosen.dtype, options=chosen.options, kernel=kernel)
-    print(json.dumps({"ttir": compiled.asm["ttir"], "ptx": compiled.asm["ptx"], "sass": sass_of(compiled)}))
+    compiled = compile_kernel(
+        chosen.arch, chosen.dtype, options=chosen.options, aligned=not chosen.unaligned, kernel=kernel
+    )
+    code, instructions = machine_code(compiled)
+    texts = {name: compiled.asm[name] for name in ("ttir", "ptx")}
+    print(json.dumps({**texts, "sass": instructions, "code": dataclasses.asdict(code)}))
 
 
 if __name__ == "__main__":

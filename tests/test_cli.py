@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import gate, history, measure, results
+from benchmarks import gate, history, measure, results, session
 from benchmarks.workloads import WORKLOADS
 from tests.records import GPU, NAME, make_noise, make_run, steady
 
@@ -25,14 +25,14 @@ def _whole(device=15.0, **changes):
 
 @pytest.fixture(autouse=True)
 def _own_baselines(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "BASELINES", tmp_path / "baselines")
+    monkeypatch.setattr(session, "BASELINES", tmp_path / "baselines")
     monkeypatch.setattr(cli, "OUTPUT", tmp_path / "output")
 
 
 @pytest.fixture
 def record(tmp_path):
     def save(run):
-        results.save_run(run, tmp_path / "run.json")
+        results.save(run, tmp_path / "run.json")
         return str(tmp_path / "run.json")
 
     return save
@@ -40,7 +40,11 @@ def record(tmp_path):
 
 def test_help_shows_examples():
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--help"], capture_output=True, text=True, check=True, cwd=cli.ROOT
+        [sys.executable, "-m", "benchmarks", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(cli.__file__).parent.parent,
     )
     assert "examples:" in result.stdout
     assert "Exit codes: 0 pass, 1 regression, 2 usage or environment error, 3 inconclusive" in result.stdout
@@ -75,7 +79,7 @@ def test_require_baseline(record, capsys):
     assert "baseline: none for NVIDIA Test" in capsys.readouterr().err
     assert cli.main(["baseline", path, "--accept", "--reason", "first"]) == 0
     assert cli.main(["gate", path, "--require-baseline"]) == 0
-    stored = results.load_baseline(cli.BASELINES / "nvidia-test.json")
+    stored = results.load(results.Baseline, session.BASELINES / "nvidia-test.json")
     assert stored.reason == "first"
     assert stored.commit == GPU.commit
     assert stored.entries[NAME]["device_us"].speedup == pytest.approx(15.0, rel=1e-3)
@@ -91,7 +95,7 @@ def test_only_a_clean_run_that_passes_becomes_a_baseline(record, capsys):
     dirty = _whole(environment=dataclasses.replace(GPU, dirty=True))
     assert cli.main(["baseline", record(dirty), *arguments]) == 2
     assert "uncommitted changes" in capsys.readouterr().err
-    assert not cli.BASELINES.exists()
+    assert not session.BASELINES.exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", json.dumps({"kind": "run", "version": 0})])
@@ -118,7 +122,7 @@ def test_bench_measures_more_where_in_doubt_and_stops(tmp_path, monkeypatch, cap
     output = tmp_path / "latest.json"
     assert cli.main(["bench", "--workload", NAME, "--processes", "1", "--output", str(output)]) == 0
     assert asked == [(1, 0), (3, 1)]
-    assert {one.process for one in results.load_run(output).series} == {0, 1, 2, 3}
+    assert {one.process for one in results.load(results.Run, output).series} == {0, 1, 2, 3}
     assert "index.html" in capsys.readouterr().out
 
 
@@ -173,9 +177,53 @@ def test_compare_refuses_what_is_no_commit(capsys):
 
 
 def test_a_tolerance_below_the_known_noise_is_refused(record, tmp_path, capsys):
-    results.save_noise(make_noise(), tmp_path / "baselines" / "noise" / "nvidia-test.json")
+    results.save(make_noise(), tmp_path / "baselines" / "noise" / "nvidia-test.json")
     run = make_run(steady(), slowdowns=steady(1.0, 1.0))
     arguments = ["gate", record(run), "--workload", NAME, "--max-slowdown"]
     assert cli.main([*arguments, "0.1"]) == 2
     assert f"expected at least 0.58 for {NAME}" in capsys.readouterr().err
     assert cli.main([*arguments, "2"]) == 0
+
+
+def test_known_noise_is_made_of_a_commit_beside_itself(record, tmp_path, capsys):
+    """Of at least thirty processes, of one device, and of nothing that was edited."""
+    ten = [1 + 0.001 * number for number in range(-5, 5)]
+    slowdowns = dict.fromkeys(steady(), ten)
+    speedups = {key: [15 * slowdown for slowdown in ten] for key in slowdowns}
+    own = results.State(GPU.commit, False, "")
+    same = make_run(speedups, slowdowns=slowdowns, base=own)
+    paths = []
+    for number, run in enumerate([same] * 3):
+        paths.append(str(tmp_path / f"{number}.json"))
+        results.save(run, Path(paths[-1]))
+    assert cli.main(["noise", *paths[:2], "--accept"]) == 2
+    assert "expected 30 processes in all; got 20" in capsys.readouterr().err
+    assert cli.main(["noise", *paths, "--accept"]) == 0
+    noise = session.noise_of(GPU.device)
+    assert noise is not None
+    known = noise.of(NAME, "device_us", "fused beside base fused")
+    assert known is not None
+    assert known.processes == 3 * 9 + 1  # a degree of freedom less for each run
+    assert known.deviation == pytest.approx(0.00303, rel=0.01)
+    two_commits = make_run(speedups, slowdowns=slowdowns)
+    edited = dataclasses.replace(same, base=dataclasses.replace(own, dirty=True))
+    for other in (make_run(steady()), two_commits, edited):
+        assert cli.main(["noise", record(other), *paths, "--accept"]) == 2
+        assert "expected a commit beside itself" in capsys.readouterr().err
+    elsewhere = dataclasses.replace(same, environment=dataclasses.replace(GPU, device="NVIDIA Other"))
+    assert cli.main(["noise", *paths, record(elsewhere), "--accept"]) == 2
+    assert "of NVIDIA Other; the first is of NVIDIA Test" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("judged", "message"),
+    [
+        ({"policy": 1}, "policy: Input should be"),
+        ({}, "0 verdicts recorded, 34 derived"),
+        ({"verdicts": "none"}, "verdicts: Input should be"),
+    ],
+)
+def test_verify_refuses_what_nothing_can_be_judged_by(record, judged, message, capsys):
+    run = dataclasses.replace(_whole(), judged=judged)
+    assert cli.main(["verify", record(run)]) == 2
+    assert message in capsys.readouterr().err

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import codegen
+
 SCRIPT = Path(__file__).with_name("compile_kernel.py")
 ARCHITECTURES = [80, 90, 100, 120]
 
@@ -106,3 +108,27 @@ def test_absent_options_are_compiled_out():
     assert "st.global.b8" in full
     assert "st.global.b8" not in plain
     assert len(plain) < 0.9 * len(full)
+
+
+def test_the_figures_are_those_of_the_machine_code():
+    """16 bytes a load, one ticket, no stack; with rows taken for unaligned, two bytes a load and many more of them."""
+    aligned, unaligned = (compiled("--arch", "90", "--dtype", "bf16", *more) for more in ((), ("--unaligned",)))
+    code = aligned["code"]
+    assert code["widest_load_bytes"] == 16
+    assert code["atomics"] == 1
+    assert code["stack_bytes"] == 0
+    assert 32 <= code["registers"] <= 128
+    assert code["instructions"] == len(aligned["sass"])
+    assert code["barriers"] == sum(" BAR." in f" {line}" for line in aligned["sass"])
+    assert unaligned["code"]["global_loads"] > 2 * code["global_loads"]
+
+
+def test_of_several_kernels_the_largest_and_the_sum():
+    small, large = codegen.Code(32, 0, 100, 4, 16, 2, 0), codegen.Code(64, 8, 50, 2, 4, 1, 1)
+    assert codegen.together([small, large]) == codegen.Code(64, 8, 150, 6, 16, 3, 1)
+
+
+def test_what_is_no_machine_code_is_an_error(tmp_path):
+    (tmp_path / "no.cubin").write_text("no")
+    with pytest.raises(RuntimeError, match="no.cubin: cuobjdump -res-usage failed"):
+        codegen.read(tmp_path / "no.cubin")

@@ -298,8 +298,8 @@ def test_a_verdict_is_derived_again_from_the_record_alone(tmp_path):
     run = _compared(1.03)
     accepted = (AcceptedSlowdown(NAME, "call_us", 0.1, "x", "2027-01-01"),)
     case = Case(POLICY, _baseline(), make_noise(), accepted, (NAME,))
-    results.save_run(with_verdicts(run, case, judge(run, case)), tmp_path / "run.json")
-    stored = results.load_run(tmp_path / "run.json")
+    results.save(with_verdicts(run, case, judge(run, case)), tmp_path / "run.json")
+    stored = results.load(results.Run, tmp_path / "run.json")
     judgement, differences = verify(stored)
     assert judgement.status is Status.REGRESSION
     assert differences == []
@@ -334,6 +334,16 @@ def test_false_alarms_and_power_of_one_look(deviation, slowdown, status, least):
         assert seen <= 1  # of 150, with an error of 0.4 %
     else:
         assert seen >= least * TRIALS
+
+
+def test_the_compiled_code_stands_beside_the_slowdown():
+    code = {"registers": 48, "widest_load_bytes": 16, "barriers": 9, "launches": 1}
+    counts = {"head": {NAME: {**code, "registers": 80, "widest_load_bytes": 2}}, "base": {NAME: code}}
+    slower = judge_(dataclasses.replace(_compared(1.05), counts=counts), POLICY, None)
+    (reason,) = [v.reason for v in slower.verdicts if (v.question, v.clock) == ("slowdown", "device_us")]
+    assert "in the compiled code, registers 48 to 80, bytes of the widest load 16 to 2" in reason
+    as_fast = judge_(dataclasses.replace(_compared(1.0), counts=counts), POLICY, None)
+    assert not any("compiled" in v.reason for v in as_fast.verdicts)
 
 
 def test_noise_is_taken_within_runs():

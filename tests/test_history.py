@@ -67,7 +67,7 @@ def here(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def record_and_publish(folder: Path, run: Run) -> Path:
     record = folder / ".bench" / "latest.json"
-    results.save_run(run, record)
+    results.save(run, record)
     judgement = gate.judge(run, gate.Case())
     return history.record_and_publish(record, run, judgement, folder / ".bench" / "dashboard")
 
@@ -137,7 +137,7 @@ def test_a_result_that_asv_did_not_save_is_an_error(here: Path, monkeypatch: pyt
 def test_a_series_that_asv_did_not_save_is_an_error(here: Path) -> None:
     run = make_run(git(here, "rev-parse", "HEAD"))
     record = here / "record.json"
-    results.save_run(run, record)
+    results.save(run, record)
     other = dataclasses.replace(run.series[0], workload="1x32x157184-bf16-100")
     more = dataclasses.replace(run, series=(*run.series, other))
     with pytest.raises(RuntimeError, match=r"without track_fused_us of .*1x32x157184-bf16-100"):
@@ -148,7 +148,7 @@ def test_a_series_that_asv_did_not_save_is_an_error(here: Path) -> None:
 def test_the_suite_takes_no_record_of_another_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str, dirty: bool
 ) -> None:
-    results.save_run(make_run(of, dirty=dirty), tmp_path / "record.json")
+    results.save(make_run(of, dirty=dirty), tmp_path / "record.json")
     monkeypatch.setenv(bench_post_process.RECORD, str(tmp_path / "record.json"))
     monkeypatch.setenv("ASV_COMMIT", "2" * 40)
     with pytest.raises(results.RecordError, match="asv asks for 2222"):
@@ -157,7 +157,7 @@ def test_the_suite_takes_no_record_of_another_state(
 
 def test_the_suite_takes_no_times_of_wrong_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = dataclasses.replace(make_run("2" * 40), checks=(Check(WORKLOAD, 0, False, "3 ids differ"),))
-    results.save_run(run, tmp_path / "record.json")
+    results.save(run, tmp_path / "record.json")
     monkeypatch.setenv(bench_post_process.RECORD, str(tmp_path / "record.json"))
     monkeypatch.setenv("ASV_COMMIT", "2" * 40)
     with pytest.raises(RuntimeError, match="3 ids differ"):

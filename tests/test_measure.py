@@ -47,6 +47,7 @@ class _InThisProcess:
         self.asked.append(do)
         if do == "open":
             self.bench = Bench(**arguments)
+            self.inputs = self.bench.draws[0]
             self.reply = self.bench.check()
         else:
             self.reply = getattr(self.bench, do)(**arguments)
@@ -60,7 +61,7 @@ def _conduct(*sides):
     conductor.device = "cuda" if torch.cuda.is_available() else "cpu"
     conductor.gpu = None
     workers = {side: _InThisProcess() for side in sides}
-    conductor.measure_workload(TINY, 2, workers)
+    conductor.measure_workload(TINY, {2: workers})
     return conductor, workers
 
 
@@ -72,14 +73,14 @@ def test_results_are_checked_and_times_settle_before_any_is_kept(tiny):
     assert {one.clock for one in conductor.series} >= {"call_us"}
     for one in conductor.series:
         assert (one.workload, one.process, one.implementation, one.beside) == (TINY.name, 2, "fused", "reference")
-        assert len(one.us) == len(one.beside_us) >= measure.MIN_PAIRS
+        assert len(one.us) == len(one.beside_us) >= measure.MIN_TURNS
         assert min(one.us + one.beside_us) > 0
 
 
 def test_head_and_base_are_sampled_in_lock_step(tiny):
     """Both sides see the same inputs; fused is held beside base's fused and base's reference."""
     conductor, workers = _conduct("head", "base")
-    assert workers["head"].bench.draws[0].equal(workers["base"].bench.draws[0])
+    assert workers["head"].inputs.equal(workers["base"].inputs)
     pairs = {(one.implementation, one.beside) for one in conductor.series if one.clock == "call_us"}
     assert pairs == {("fused", "base fused"), ("fused", "reference"), ("reference", "base reference")}
 
@@ -96,7 +97,7 @@ def test_the_order_in_pairs_is_random_and_repeatable(tiny):
                 super().send(do, **arguments)
 
         conductor = measure._Conductor(CPU, 5, [])
-        conductor.measure_workload(TINY, 2, {"head": Spy()})
+        conductor.measure_workload(TINY, {2: {"head": Spy()}})
         orders.append(taken[:8])
     assert orders[0] == orders[1]
     assert orders[0] != ["fused", "reference"] * 4
@@ -132,7 +133,7 @@ def test_wrong_results_are_never_timed(tiny, monkeypatch, name):
     conductor, workers = _conduct("head")
     assert [check.passed for check in conductor.checks] == [False]
     assert conductor.series == []
-    assert workers["head"].asked == ["open"]
+    assert workers["head"].asked == ["open", "close"]
 
 
 def test_a_changed_reference_is_a_failed_check(tiny):
@@ -164,17 +165,39 @@ def test_an_undecidable_row_excuses_its_own_block_only(tiny, monkeypatch):
 def test_pairs_taken_while_others_ran_are_left_out():
     """Every other pair waited for a processor. If all did, they are better than none, and say so."""
     pair = (("head", "fused"), ("head", "reference"))
-    order = [("call_us", pair, pair)] * 8
 
-    def replies(waited):
-        return [dict.fromkeys(pair, (float(turn), 0.0, 1000, waited(turn))) for turn in range(8)]
+    def turns(waited):
+        return [(pair, {one: [(float(turn), 0.0, 1000, waited(turn))] for one in pair}) for turn in range(8)]
 
-    taken, quiet = measure._on_the_host_clocks(order, replies(lambda turn: 500 * (turn % 2)), "cpu")
+    taken, quiet = measure._on_the_host_clocks(turns(lambda turn: 500 * (turn % 2)), "cpu")
     assert quiet
     assert taken["call_us", pair] == [(0.0, 0.0), (2.0, 2.0), (4.0, 4.0), (6.0, 6.0)]
-    taken, quiet = measure._on_the_host_clocks(order, replies(lambda turn: 500), "cpu")
+    taken, quiet = measure._on_the_host_clocks(turns(lambda turn: 500), "cpu")
     assert not quiet
     assert len(taken["call_us", pair]) == 8
+
+
+def test_samples_on_the_device_clock_are_given_back_to_their_calls():
+    """A worker reports its samples in its own order, several calls a turn; pairs were asked for in any order."""
+    head, base, reference = ("head", "fused"), ("base", "fused"), ("base", "reference")
+    turns = [
+        ((head, base), {base: [], head: []}),
+        ((head, reference), {head: [], reference: []}),
+    ]
+    ended = {"head": [1.0, 2.0, 3.0, 4.0], "base": [10.0, 20.0, 30.0, 40.0]}
+    assert measure._on_the_device_clock(turns, ended, 2) == {
+        ("device_us", (head, base)): [(1.0, 10.0), (2.0, 20.0)],
+        ("device_us", (head, reference)): [(3.0, 30.0), (4.0, 40.0)],
+    }
+
+
+def test_two_runs_take_different_processors(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4, 5}, raising=False)
+    with machine.cores(2) as first, machine.cores(2) as second, machine.cores(2) as third:
+        assert (first, second, third) == ([5, 4], [3, 3], [None, None])
+    with machine.cores(1) as again:
+        assert again == [5]
 
 
 class _Gpu:
@@ -191,7 +214,7 @@ class _Gpu:
 def test_throttled_blocks_are_dropped_and_taken_again(tiny):
     conductor = measure._Conductor(CPU, 5, [])
     conductor.gpu = _Gpu("power cap", "")
-    conductor.measure_workload(TINY, 0, {"head": _InThisProcess()})
+    conductor.measure_workload(TINY, {0: {"head": _InThisProcess()}})
     assert [block.fault for block in conductor.blocks] == ["the GPU was throttled: power cap", ""]
     assert conductor.series
 
@@ -199,7 +222,7 @@ def test_throttled_blocks_are_dropped_and_taken_again(tiny):
 def test_a_gpu_that_stays_throttled_gives_no_samples(tiny):
     conductor = measure._Conductor(CPU, 5, [])
     conductor.gpu = _Gpu(*["software thermal slowdown"] * 9)
-    conductor.measure_workload(TINY, 0, {"head": _InThisProcess()})
+    conductor.measure_workload(TINY, {0: {"head": _InThisProcess()}})
     assert len(conductor.blocks) == 1 + measure.RETAKES
     assert conductor.series == []
 
@@ -246,8 +269,8 @@ def test_fresh_processes_make_a_record(tmp_path):
     assert len(lines) >= 2
     assert run.environment.torch
     assert all(check.passed for check in run.checks)
-    results.save_run(run, tmp_path / "run.json")
-    assert results.load_run(tmp_path / "run.json") == run
+    results.save(run, tmp_path / "run.json")
+    assert results.load(results.Run, tmp_path / "run.json") == run
 
 
 def _fake_worker(monkeypatch, tmp_path, body):

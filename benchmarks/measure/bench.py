@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
+import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import workloads
+from benchmarks import codegen, workloads
 from benchmarks.measure import machine
 
 if TYPE_CHECKING:
@@ -42,13 +44,13 @@ def start(package_folder: Path | None) -> dict[str, Any]:
     import torch
 
     gc.disable()  # a collection inside a sample would be part of it; `Bench.begin` collects
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
+    if torch.cuda.is_available():
+        _watch_loaded_kernels()
         with _profiler():  # CUPTI takes a second to start, once
-            torch.ones(1, device=device)
+            torch.ones(1, device="cuda")
     gc.collect()
     gc.freeze()  # what was imported is not looked through again at each collection: that takes 0.15 s
-    return dataclasses.asdict(machine.describe_environment(device))
+    return dataclasses.asdict(machine.describe_environment())
 
 
 class Bench:
@@ -68,14 +70,14 @@ class Bench:
         }
         copies = 1
         if self.device == "cuda":
-            torch.cuda.empty_cache()
             l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
             copies = -(-L2_MULTIPLE * l2_bytes // self.workload.logits_bytes)
         self.draws, self.prepared = workloads.make_inputs(self.workload, self.device, seed, copies)
         self.ids = self.prepared.clone()
         self.turn = 0
-        self.order: list[str] = []
+        self.samples = 0  # of the block
         self.profile: Any = None
+        self.processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
     def check(self) -> dict[str, Any]:
         """Whether fused leaves the ids that the reference leaves, outside the undecidable band; and which those are."""
@@ -130,58 +132,79 @@ class Bench:
                 before = now
         return calls
 
-    def begin(self, clock: str) -> None:
-        """Start a block of samples on the device's clock ("device_us") or the host's ("call_us")."""
+    def begin(self, clock: str, core: int | None = None) -> None:
+        """Start a block of samples on the device's clock ("device_us") or the host's ("call_us"), on that processor."""
         gc.collect()
-        self.order = []
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+        self.samples = 0
         if clock == "device_us":
             self.profile = _profiler()
             self.profile.__enter__()
 
-    def sample(self, implementation: str) -> tuple[float, float, int, int] | None:
-        """On the host's clock: microseconds until the result is ready and until the call returned, and nanoseconds of
-        the sample and of our threads' waiting for a processor in it. On the device's, nothing before `end`."""
+    def sample(self, implementation: str, calls: int) -> list[tuple[float, float, int, int]]:
+        """On the host's clock, of each call: microseconds until the result is ready and until the call returned, and
+        nanoseconds of the sample and of our threads' waiting for a processor in it. On the device's, nothing before
+        `end`."""
         if self.profile is None:
-            return self._host_clocks(implementation)
-        logits = self._next_logits()
-        self._prepare()
-        record_function = self.torch.profiler.record_function
-        with record_function(f"sample {len(self.order)}"):
-            with record_function(f"call {len(self.order)}"):
-                self._call(implementation, logits)
-            self.torch.cuda.synchronize()
-        self.order.append(implementation)
-        return None
+            if self.device == "cuda":
+                self._host_clocks(implementation)  # fills the processor's caches, which the other side has used
+            return [self._host_clocks(implementation) for _ in range(calls)]
+        for _ in range(calls):
+            self._profiled(implementation)
+        return []
 
-    def end(self) -> list[float] | None:
+    def end(self) -> list[float]:
         """The samples of a block on the device's clock, in microseconds."""
+        if self.processors:
+            os.sched_setaffinity(0, self.processors)
         if self.profile is None:
-            return None
+            return []
         profile, self.profile = self.profile, None
         profile.__exit__(None, None, None)
-        return device_us_of_ranges(profile.profiler.kineto_results.events(), "sample ", len(self.order))
+        return device_us_of_ranges(profile.profiler.kineto_results.events(), "sample ", self.samples)
+
+    def close(self) -> None:
+        """Give the memory back: other processes need it."""
+        self.draws = []
+        if self.device == "cuda":
+            self.torch.cuda.empty_cache()
 
     def counts(self) -> dict[str, int]:
-        """What one fused call does, counted, not timed: GPU activities, waits of the host, allocations."""
+        """What one fused call does, counted, not timed: GPU activities, waits of the host, allocations; and what its
+        kernels are made of (`codegen.Code`)."""
         torch = self.torch
         if self.device == "cpu":
             return {}
         self._prepare()
         before = torch.cuda.memory_stats().get("allocation.all.allocated", 0)
-        self._call("fused", self._next_logits())
+        with _launched_kernels() as kernels:
+            self._call("fused", self._next_logits())
         allocations = torch.cuda.memory_stats().get("allocation.all.allocated", 0) - before
         self.begin("device_us")
         profile = self.profile
-        self.sample("fused")
+        self._profiled("fused")
         self.end()
         events = profile.profiler.kineto_results.events()
-        return {
+        waits = [name for name in _inside(events, "call 0", gpu=False) if name.startswith(SYNCHRONIZATIONS)]
+        counts = {
             "launches": len(_inside(events, "sample 0", gpu=True)),
-            "synchronizations": len(
-                [name for name in _inside(events, "call 0", gpu=False) if name.startswith(SYNCHRONIZATIONS)]
-            ),
+            "synchronizations": len(waits),
             "allocations": allocations,
         }
+        if kernels:
+            counts |= dataclasses.asdict(codegen.together(map(codegen.read, kernels)))
+        return counts
+
+    def _profiled(self, implementation: str) -> None:
+        logits = self._next_logits()
+        self._prepare()
+        record_function = self.torch.profiler.record_function
+        with record_function(f"sample {self.samples}"):
+            with record_function(f"call {self.samples}"):
+                self._call(implementation, logits)
+            self.torch.cuda.synchronize()
+        self.samples += 1
 
     def _call(self, implementation: str, logits: Tensor) -> None:
         self.implementations[implementation](logits, self.ids, self.workload.mask_id, workloads.THRESHOLD)
@@ -207,6 +230,35 @@ class Bench:
         ready = time.perf_counter_ns()
         waited_ns = machine.waited_ns() - waited_ns if self.device == "cpu" else 0
         return (ready - start) / 1e3, (returned - start) / 1e3, ready - start, waited_ns
+
+
+_loaded: dict[int, Path] = {}  # kernels' handles and machine code, as Triton loads them
+
+
+def _watch_loaded_kernels() -> None:
+    import triton
+
+    def note(_module: Any, function: int, _name: str, files: dict[str, str], _hash: str) -> None:
+        _loaded[function] = Path(next(path for name, path in files.items() if name.endswith(".cubin")))
+
+    triton.knobs.runtime.kernel_load_end_hook.add(note)
+
+
+@contextmanager
+def _launched_kernels() -> Iterator[list[Path]]:
+    """The machine code of the Triton kernels that are launched meanwhile, filled in as they are."""
+    import triton
+
+    kernels: list[Path] = []
+
+    def note(launch: Any) -> None:
+        kernels.append(_loaded[launch.get()["function"]])
+
+    triton.knobs.runtime.launch_enter_hook.add(note)
+    try:
+        yield kernels
+    finally:
+        triton.knobs.runtime.launch_enter_hook.remove(note)
 
 
 def _profiler() -> Any:

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,17 @@ THROTTLE_REASONS = {
 }
 
 
-def describe_environment(device: str) -> Environment:
+def describe_environment() -> Environment:
     """Where this process runs, and which commit of the package it measures."""
     import torch
 
     import dllm_kernels
 
     commit, dirty = commit_of(Path(dllm_kernels.__file__).parent)
-    gpu = Gpu.current() if device == "cuda" else None
+    gpu = Gpu.current() if torch.cuda.is_available() else None
     return Environment(
-        device=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
-        device_type=device,
+        device=torch.cuda.get_device_name() if gpu else _cpu_name(),
+        device_type="cuda" if gpu else "cpu",
         device_hash=gpu.uuid_hash if gpu else None,
         cpu_cores=torch.get_num_threads(),
         python=platform.python_version(),
@@ -94,18 +94,45 @@ class Gpu:
 @contextmanager
 def lock(name: str, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the machine's lock of that name: two runs on one GPU would measure each other."""
-    path = Path(tempfile.gettempdir()) / f"dllm-kernels-{name}.lock"
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    descriptor = _open_lock(name)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(descriptor):
             if waiting:
                 waiting("another run measures here: waiting for it")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def cores(count: int) -> Iterator[list[int | None]]:
+    """Processors for `count` pairs of processes, one a pair, that no other run uses; None where there is no such."""
+    free: list[int | None] = []
+    with ExitStack() as stack:
+        for core in sorted(os.sched_getaffinity(0), reverse=True) if hasattr(os, "sched_getaffinity") else ():
+            if len(free) < count:
+                descriptor = _open_lock(f"core-{core}")
+                stack.callback(os.close, descriptor)
+                free += [core] if _locked(descriptor) else []
+        yield ((free or [None]) * count)[:count]
+
+
+def _open_lock(name: str) -> int:
+    path = Path(tempfile.gettempdir()) / f"dllm-kernels-{name}.lock"
+    try:
+        return os.open(path, os.O_RDONLY)  # one that another user created, too
+    except FileNotFoundError:
+        return os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether the lock could be taken at once. It ends when the file is closed."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def waited_ns() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
-import tarfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,12 +41,12 @@ def commit(revision: str) -> Iterator[Side]:
     name = _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
     if not name:
         raise ValueError(f"{revision}: expected a commit of this repository")
-    archive = _git("archive", "--format=tar", name, PACKAGE)
+    archive = _git("archive", "--format=zip", name, PACKAGE)
     if not archive:
         raise ValueError(f"{revision}: expected a commit that holds {PACKAGE}/; {name} does not")
     with TemporaryDirectory(prefix=f"{PACKAGE}-") as folder:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(folder, filter="data")
+        with zipfile.ZipFile(io.BytesIO(archive)) as files:
+            files.extractall(folder)
         yield Side(Path(folder), State(name, False, f"{PACKAGE}/__init__.py at {name[:10]}"))
 
 

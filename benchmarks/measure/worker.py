@@ -35,7 +35,6 @@ def main() -> None:
         command: dict[str, Any] = json.loads(line)
         do = command.pop("do")
         if do == "open":
-            bench = None  # frees the last workload's memory before the next takes its own
             bench = Bench(**command)
             reply: Any = bench.check()
         else:

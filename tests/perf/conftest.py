@@ -9,11 +9,10 @@ import pytest
 import torch
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
-from benchmarks import measure, workloads
+from benchmarks import session, workloads
 from benchmarks.measure import machine
 from benchmarks.results import Run
 
-PROCESSES = 4
 SAVED = pytest.StashKey[set[str]]()  # tests in every run that is compared with
 
 
@@ -21,7 +20,7 @@ SAVED = pytest.StashKey[set[str]]()  # tests in every run that is compared with
 def run() -> Run:
     """The quick workloads, measured as `python -m benchmarks run --quick` measures them."""
     chosen, skipped = workloads.select(None, gpu=torch.cuda.is_available(), quick=True)
-    return measure.measure(chosen, skipped=skipped, processes=PROCESSES)
+    return session.measured(chosen, skipped=skipped)
 
 
 class VirtualClock:
@@ -48,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
-    machine_info["device"] = machine.describe_environment("cuda" if torch.cuda.is_available() else "cpu").device
+    machine_info["device"] = machine.describe_environment().device
 
 
 def pytest_benchmark_compare_machine_info(

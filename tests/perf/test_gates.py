@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import gate
-from benchmarks.__main__ import case_of
+from benchmarks.session import case_of
 from benchmarks.workloads import QUICK
 from tests.perf.conftest import CLOCK
 

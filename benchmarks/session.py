@@ -1,0 +1,123 @@
+"""Measure, judge, and look again where in doubt: what every command that ends in a verdict does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks import gate, measure, results, workloads
+from benchmarks.measure.sides import INSTALLED, Side
+
+BASELINES = Path(__file__).with_name("baselines")
+PROCESSES = {"cuda": 3, "cpu": 5}  # of each side
+MORE_PROCESSES = 3  # for workloads in doubt, at every further look
+
+
+def judged(
+    chosen: Sequence[workloads.Workload],
+    judge: Callable[[results.Run], gate.Judgement],
+    *,
+    title: str = "Measuring",
+    looks: int = gate.Policy().looks,
+    head: Side = INSTALLED,
+    base: Side | None = None,
+    skipped: Sequence[workloads.Workload] = (),
+    processes: int | None = None,
+    seed: int = 0,
+    keep: Callable[[results.Run], None] = lambda run: None,
+) -> tuple[results.Run, gate.Judgement, int]:
+    """Measure until `judge` has decided everything, at most so often; the run, the judgement, and how often it took.
+
+    What is in doubt is measured in further processes. `keep` is given the run after every look.
+    """
+    run = measured(chosen, title=title, head=head, base=base, skipped=skipped, processes=processes, seed=seed)
+    for look in range(1, looks + 1):
+        keep(run)
+        judgement = judge(run)
+        doubtful, _ = workloads.select(judgement.doubtful() or None, gpu=True)
+        if look == looks or not judgement.doubtful():
+            break
+        first = 1 + max(check.process for check in run.checks)
+        more = measured(
+            doubtful, title="In doubt, measuring more", head=head, base=base, processes=MORE_PROCESSES, seed=seed,
+            first_process=first,
+        )  # fmt: skip
+        run = run.with_more(more)
+    return run, judgement, look
+
+
+def measured(
+    chosen: Sequence[workloads.Workload],
+    *,
+    title: str = "Measuring",
+    head: Side = INSTALLED,
+    base: Side | None = None,
+    skipped: Sequence[workloads.Workload] = (),
+    processes: int | None = None,
+    seed: int = 0,
+    first_process: int = 0,
+) -> results.Run:
+    """Measure under a progress bar.
+
+    Raises:
+        ValueError: fewer than one process.
+    """
+    import torch
+
+    if processes is None:
+        processes = PROCESSES["cuda" if torch.cuda.is_available() else "cpu"]
+    if processes < 1:
+        raise ValueError(f"--processes: expected at least 1; got {processes}")
+    with _progress(title, len(chosen) * processes) as progress:
+        return measure.measure(
+            chosen, head=head, base=base, skipped=skipped, processes=processes, seed=seed, first_process=first_process,
+            progress=progress,
+        )  # fmt: skip
+
+
+@contextmanager
+def _progress(title: str, steps: int) -> Iterator[measure.Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting the processes", total=steps)
+        begun = 0
+
+        def progress(text: str) -> None:
+            nonlocal begun
+            bar.update(task, completed=begun, description=text)
+            begun += 1
+
+        yield progress
+        bar.update(task, completed=steps, description="done")
+
+
+def case_of(run: results.Run, require_baseline: bool = False, expected: Sequence[str] | None = None) -> gate.Case:
+    """What this repository judges such a run by.
+
+    Raises:
+        ValueError: a baseline is required, and there is none for the run's device.
+    """
+    path = results.device_path(BASELINES, run.environment.device)
+    accepted = BASELINES / "accepted-slowdowns.json"
+    if require_baseline and not path.exists():
+        raise ValueError(f"baseline: none for {run.environment.device}, expected {path}; see `baseline --help`")
+    return gate.Case(
+        baseline=results.load(results.Baseline, path) if path.exists() else None,
+        noise=noise_of(run.environment.device),
+        accepted=results.load(results.AcceptedSlowdowns, accepted).entries if accepted.exists() else (),
+        expected=None if expected is None else tuple(expected),
+    )
+
+
+def noise_of(device: str) -> results.NoiseRecord | None:
+    """What is known of the noise of a device."""
+    path = noise_path(device)
+    return results.load(results.NoiseRecord, path) if path.exists() else None
+
+
+def noise_path(device: str) -> Path:
+    return results.device_path(BASELINES / "noise", device)
