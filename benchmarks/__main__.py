@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import doctor, gate, history, report, results, selftest, session, workloads
+from benchmarks import doctor, gate, history, measure, report, results, selftest, session, workloads
 from benchmarks.measure import sides
 
 OUTPUT = Path(__file__).resolve().parent.parent / ".bench"
@@ -249,9 +249,11 @@ def _measure_and_judge(
 
 
 def _chosen(options: argparse.Namespace) -> tuple[list[workloads.Workload], list[workloads.Workload]]:
-    import torch
+    from rich.console import Console
 
-    return workloads.select(options.workload, gpu=torch.cuda.is_available(), quick=options.quick)
+    with Console(stderr=True).status("importing PyTorch"):
+        gpu = measure.has_gpu()
+    return workloads.select(options.workload, gpu=gpu, quick=options.quick)
 
 
 def _dashboard(options: argparse.Namespace) -> int:

@@ -55,12 +55,10 @@ def _recorded(path: Path, commit: str) -> results.Run:
 def _measured() -> results.Run:
     import importlib.util
 
-    import torch
-
     found = importlib.util.find_spec("dllm_kernels")
     if found is None or not Path(str(found.origin)).is_relative_to(sys.prefix):
         raise RuntimeError(f"dllm_kernels: expected asv's own installation below {sys.prefix}; found {found}")
-    chosen, _ = workloads.select(None, gpu=torch.cuda.is_available())
+    chosen, _ = workloads.select(None, gpu=measure.has_gpu())
     return measure.measure(chosen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ class Code:
     atomics: int
 
 
+@functools.cache
 def read(cubin: Path) -> Code:
     """The figures of a compiled kernel, by `cuobjdump`, which Triton brings.
 

@@ -36,8 +36,8 @@ def _doctor(_: argparse.Namespace) -> int:
     environment = machine.describe_environment()
     print(f"{environment.device}, torch {environment.torch}, triton {environment.triton or 'none'}")
     found = list(_host())
-    if environment.device_type == "cuda":
-        found += _gpu(machine.Gpu.current())
+    if gpu := machine.current_gpu():
+        found += _gpu(gpu)
     else:
         found.append(
             Finding(None, "no CUDA device: the CPU backend is measured; processes differ by several percent here")

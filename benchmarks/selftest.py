@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import gate, results, session, stats, workloads
+from benchmarks import gate, measure, results, session, stats, workloads
 from benchmarks.measure import sides
 from benchmarks.mutants import MUTANTS, Mutant
 
@@ -87,9 +87,7 @@ def add_command(commands: Any) -> None:
 
 
 def _selftest(options: argparse.Namespace) -> int:
-    import torch
-
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    device_type = "cuda" if measure.has_gpu() else "cpu"
     record = results.load(Selftest, options.output) if options.output.exists() else None
     for path in options.merge:
         record = _merged(record, results.load(Selftest, path), path)

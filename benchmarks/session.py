@@ -63,10 +63,8 @@ def measured(
     Raises:
         ValueError: fewer than one process.
     """
-    import torch
-
     if processes is None:
-        processes = PROCESSES["cuda" if torch.cuda.is_available() else "cpu"]
+        processes = PROCESSES["cuda" if measure.has_gpu() else "cpu"]
     if processes < 1:
         raise ValueError(f"--processes: expected at least 1; got {processes}")
     with _progress(title, len(chosen) * processes) as progress:

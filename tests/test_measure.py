@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import dllm_kernels
 from benchmarks import measure, results, workloads
 from benchmarks.measure import machine, sides
 from benchmarks.measure.bench import Bench, device_us_of_ranges
-from benchmarks.results import GpuState
+from benchmarks.results import GpuState, State
 from benchmarks.workloads import Workload
 from tests.records import CPU
 
@@ -57,9 +56,7 @@ class _InThisProcess:
 
 
 def _conduct(*sides):
-    conductor = measure._Conductor(CPU, 5, [])
-    conductor.device = "cuda" if torch.cuda.is_available() else "cpu"
-    conductor.gpu = None
+    conductor = measure._Conductor("cuda" if torch.cuda.is_available() else "cpu", 5, None)
     workers = {side: _InThisProcess() for side in sides}
     conductor.measure_workload(TINY, {2: workers})
     return conductor, workers
@@ -96,7 +93,7 @@ def test_the_order_in_pairs_is_random_and_repeatable(tiny):
                     taken.append(arguments["implementation"])
                 super().send(do, **arguments)
 
-        conductor = measure._Conductor(CPU, 5, [])
+        conductor = measure._Conductor("cpu", 5, None)
         conductor.measure_workload(TINY, {2: {"head": Spy()}})
         orders.append(taken[:8])
     assert orders[0] == orders[1]
@@ -212,7 +209,7 @@ class _Gpu:
 
 
 def test_throttled_blocks_are_dropped_and_taken_again(tiny):
-    conductor = measure._Conductor(CPU, 5, [])
+    conductor = measure._Conductor("cpu", 5, None)
     conductor.gpu = _Gpu("power cap", "")
     conductor.measure_workload(TINY, {0: {"head": _InThisProcess()}})
     assert [block.fault for block in conductor.blocks] == ["the GPU was throttled: power cap", ""]
@@ -220,7 +217,7 @@ def test_throttled_blocks_are_dropped_and_taken_again(tiny):
 
 
 def test_a_gpu_that_stays_throttled_gives_no_samples(tiny):
-    conductor = measure._Conductor(CPU, 5, [])
+    conductor = measure._Conductor("cpu", 5, None)
     conductor.gpu = _Gpu(*["software thermal slowdown"] * 9)
     conductor.measure_workload(TINY, {0: {"head": _InThisProcess()}})
     assert len(conductor.blocks) == 1 + measure.RETAKES
@@ -273,51 +270,64 @@ def test_fresh_processes_make_a_record(tmp_path):
     assert results.load(results.Run, tmp_path / "run.json") == run
 
 
-def _fake_worker(monkeypatch, tmp_path, body):
-    worker = tmp_path / "worker.py"
-    worker.write_text(f"import json, sys\n{body}")
-    monkeypatch.setattr(measure, "WORKER", worker)
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the package that does something else first."""
+
+    def side(statement):
+        sides.copy_package(tmp_path)
+        init = tmp_path / "dllm_kernels" / "__init__.py"
+        init.write_text(f"{statement}\n{init.read_text()}")
+        return sides.Side(tmp_path, State("c" * 40, False, "a copy"))
+
+    return side
 
 
-def test_a_failed_worker_is_an_error_that_shows_its_output(monkeypatch, tmp_path):
-    _fake_worker(monkeypatch, tmp_path, "sys.exit('out of memory')")
-    with pytest.raises(RuntimeError, match="exit code 1(.|\n)*out of memory"):
-        measure.measure([TINY], processes=1)
+def test_a_failed_worker_is_an_error_that_shows_its_output(package):
+    with pytest.raises(RuntimeError, match="a measuring process ended(.|\n)*out of memory"):
+        measure.measure([TINY], head=package("raise SystemExit('out of memory')"), processes=1)
 
 
-def test_a_talkative_worker_is_not_stopped_by_a_full_pipe(monkeypatch, tmp_path):
-    environment = json.dumps(dataclasses.asdict(CPU))
-    _fake_worker(monkeypatch, tmp_path, f"sys.stderr.write('x' * 2**20)\nprint({environment!r}, flush=True)\ninput()")
-    assert measure.measure([], processes=1).environment == CPU
+def test_a_talkative_worker_is_not_stopped_by_a_full_pipe(package):
+    talkative = package("import sys; sys.stderr.write('x' * 2**20); print('y' * 2**20)")
+    assert measure.measure([], head=talkative, processes=1).environment.commit == "c" * 40
 
 
-def test_a_checkout_that_changes_while_measured_is_an_error(monkeypatch, tmp_path):
-    fields = json.dumps(dataclasses.asdict(CPU))
-    body = (
-        f"import os\nfields = json.loads({fields!r})\nfields['commit'] = str(os.getpid())\n"
-        "print(json.dumps(fields), flush=True)\ninput()"
-    )
-    _fake_worker(monkeypatch, tmp_path, body)
-    assert measure.measure([], processes=1).environment.commit
+def test_a_worker_measures_the_package_it_was_given(package):
+    with pytest.raises(RuntimeError, match="the given one"):
+        measure.measure([], head=package("raise ImportError('the given one')"), processes=1)
+
+
+def test_a_checkout_that_changes_while_measured_is_an_error():
+    def worker(**changes):
+        fields = dataclasses.asdict(dataclasses.replace(CPU, **changes))
+        return SimpleNamespace(receive=lambda: fields)
+
+    same = [{"head": worker(), "base": worker(commit="of base")}, {"head": worker()}]
+    assert measure._common_environment(same, sides.INSTALLED) == CPU
     with pytest.raises(RuntimeError, match="the checkout changed"):
-        measure.measure([], processes=2)
+        measure._common_environment([*same, {"head": worker(commit="another")}], sides.INSTALLED)
 
 
-def test_no_worker_outlives_its_conductor(tmp_path):
-    """Killed as hard as can be: the workers end with their standard input."""
+def test_no_worker_outlives_its_conductor():
+    """Killed as hard as can be: worker and parent end with their sockets."""
     code = (
-        "import sys, time\nfrom benchmarks import measure\nfrom benchmarks.measure.sides import INSTALLED\n"
-        "worker = measure._Worker(INSTALLED)\nworker.receive()\nprint(worker.pid, flush=True)\ntime.sleep(600)"
+        "import time\nfrom benchmarks.measure.nursery import nursery\nfrom benchmarks.measure.sides import INSTALLED\n"
+        "worker = nursery().worker(INSTALLED)\nworker.receive()\nprint(worker.pid, flush=True)\ntime.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as conductor:
         assert conductor.stdout is not None
         pid = int(conductor.stdout.readline())
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        assert parent != conductor.pid
         assert _runs(pid)
+        assert _runs(parent)
         conductor.kill()
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and _runs(pid):
+    while time.monotonic() < deadline and (_runs(pid) or _runs(parent)):
         time.sleep(0.1)
     assert not _runs(pid)
+    assert not _runs(parent)
 
 
 def _runs(pid):
@@ -340,14 +350,6 @@ def test_a_commit_is_measured_without_touching_the_checkout():
     assert not folder.exists()
     with pytest.raises(ValueError, match="nowhere: expected a commit of this repository"), sides.commit("nowhere"):
         pass
-
-
-def test_a_worker_measures_the_package_it_was_given(tmp_path):
-    sides.copy_package(tmp_path)
-    (tmp_path / "dllm_kernels" / "__init__.py").write_text("raise ImportError('the given one')")
-    worker = measure._Worker(sides.Side(tmp_path, None))
-    with worker, pytest.raises(RuntimeError, match="the given one"):
-        worker.receive()
 
 
 def _event(name, start, duration, *, gpu):

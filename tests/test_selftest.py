@@ -31,7 +31,7 @@ def selftests(tmp_path, monkeypatch):
             return make_run(speedups, slowdowns=slowdowns)
 
         monkeypatch.setattr(measure, "measure", fake_measure)
-        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr(measure, "has_gpu", lambda: True)
         path = tmp_path / output
         code = cli.main(["selftest", "--output", str(path), *arguments])
         return code, json.loads(path.read_text()) if path.exists() else None

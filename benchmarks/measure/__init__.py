@@ -11,28 +11,23 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
-import json
 import math
-import os
 import random
 import shlex
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from benchmarks import workloads
 from benchmarks.measure import machine
+from benchmarks.measure.nursery import Worker, nursery
 from benchmarks.measure.sides import INSTALLED, Side
 from benchmarks.results import Block, Check, Environment, GpuState, Run, Series
 
-WORKER = Path(__file__).with_name("worker.py")
 CLOCK_METHODS = {
     "cuda": {
         "device_us": "sum of the durations of the call's kernels, copies and fills, from CUPTI through torch.profiler",
@@ -63,6 +58,11 @@ Pair = tuple[tuple[str, str], tuple[str, str]]
 Turn = tuple[Pair, dict[tuple[str, str], Any]]
 
 
+def has_gpu() -> bool:
+    """Whether there is a GPU to measure on. The first answer takes seconds: PyTorch is imported."""
+    return nursery().gpu_uuid is not None
+
+
 def measure(
     chosen: Sequence[workloads.Workload],
     *,
@@ -84,16 +84,15 @@ def measure(
         RuntimeError: a worker failed, and the message holds what it printed; or what is measured changed meanwhile.
     """
     sides = {"head": head} if base is None else {"head": head, "base": base}
+    gpu = machine.Gpu(uuid) if (uuid := nursery().gpu_uuid) else None
     with ExitStack() as stack:
-        # All at once, because they take seconds to start. They wait for commands and take no time from each other.
-        started = {
-            process: {name: stack.enter_context(_Worker(side)) for name, side in sides.items()}
-            for process in range(first_process, first_process + processes)
-        }
+        # Before a process of ours appears on the GPU, which another run there would notice.
+        stack.enter_context(machine.lock(gpu.uuid_hash if gpu else "cpu", progress))
+        started = stack.enter_context(_start(sides, range(first_process, first_process + processes)))
         environment = _common_environment(started.values(), head)
-        conductor = _Conductor(environment, seed, [w.pid for workers in started.values() for w in workers.values()])
-        stack.enter_context(machine.lock(environment.device_hash or "cpu", progress))
-        if environment.device_type == "cuda":
+        conductor = _Conductor(environment.device_type, seed, gpu)
+        conductor.ours = [worker.pid for workers in started.values() for worker in workers.values()]
+        if gpu:
             conductor.cores = dict(zip(started, stack.enter_context(machine.cores(processes)), strict=True))
         for workload in chosen:
             conductor.measure_workload(workload, started, progress)
@@ -113,7 +112,24 @@ def measure(
     )
 
 
-def _common_environment(started: Iterable[dict[str, _Worker]], head: Side) -> Environment:
+@contextmanager
+def _start(sides: dict[str, Side], numbers: Sequence[int]) -> Iterator[dict[int, dict[str, Worker]]]:
+    """All at once, because they take seconds to start. They wait for commands and take no time from each other."""
+    started: dict[int, dict[str, Worker]] = {number: {} for number in numbers}
+    try:
+        for workers in started.values():
+            for name, side in sides.items():
+                workers[name] = nursery().worker(side)
+        yield started
+    finally:
+        every = [worker for workers in started.values() for worker in workers.values()]
+        for worker in every:
+            worker.kill()
+        for worker in every:
+            worker.wait()
+
+
+def _common_environment(started: Iterable[dict[str, Worker]], head: Side) -> Environment:
     """What every worker says of the machine, and what the heads say of the package."""
     found: list[Environment] = []
     for workers in started:
@@ -135,11 +151,11 @@ def _common_environment(started: Iterable[dict[str, _Worker]], head: Side) -> En
 class _Conductor:
     """Drives the workers of one run and keeps what they report."""
 
-    def __init__(self, environment: Environment, seed: int, ours: Sequence[int]) -> None:
-        self.device = environment.device_type
+    def __init__(self, device_type: str, seed: int, gpu: machine.Gpu | None) -> None:
+        self.device = device_type
         self.seed = seed
-        self.ours = [*ours, os.getpid()]
-        self.gpu = machine.Gpu.current() if self.device == "cuda" else None
+        self.gpu = gpu
+        self.ours: list[int] = []  # processes on the GPU
         # The processor that both sides of a process share: on a virtual machine with an H100 the call took 87 us on one
         # and 165 us on another; two processes on one agreed within 2 %, each on its own within 27 %.
         self.cores: dict[int, int | None] = {}
@@ -151,7 +167,7 @@ class _Conductor:
     def measure_workload(
         self,
         workload: workloads.Workload,
-        started: dict[int, dict[str, _Worker]],
+        started: dict[int, dict[str, Worker]],
         progress: Progress | None = None,
     ) -> None:
         together = workload.logits_bytes <= TOGETHER_BYTES
@@ -164,7 +180,7 @@ class _Conductor:
                     self._measure_process(workload.name, process, workers)
             _ask_all({(n, name): w for n, workers in group.items() for name, w in workers.items()}, "close")
 
-    def _open(self, workload: str, group: dict[int, dict[str, _Worker]]) -> dict[int, bool]:
+    def _open(self, workload: str, group: dict[int, dict[str, Worker]]) -> dict[int, bool]:
         """Make the inputs and check the results on them, in all processes at once: they may have to compile."""
         for process, workers in group.items():
             for worker in workers.values():
@@ -176,7 +192,7 @@ class _Conductor:
             correct[process] = passed
         return correct
 
-    def _measure_process(self, workload: str, process: int, workers: dict[str, _Worker]) -> None:
+    def _measure_process(self, workload: str, process: int, workers: dict[str, Worker]) -> None:
         for worker in workers.values():  # one after the other: they would slow each other down
             worker.ask("warm_up")
         if any(workload not in self.counts.get(name, {}) for name in workers):
@@ -187,7 +203,7 @@ class _Conductor:
             self._measure_clock(workload, process, clock, workers, rng)
 
     def _measure_clock(
-        self, workload: str, process: int, clock: str, workers: dict[str, _Worker], rng: random.Random
+        self, workload: str, process: int, clock: str, workers: dict[str, Worker], rng: random.Random
     ) -> None:
         taken: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
         quiet = True
@@ -214,7 +230,7 @@ class _Conductor:
             self.series.append(Series(workload, name, process, implementation, beside, us, beside_us, quiet))
 
     def _block(
-        self, clock: str, process: int, workers: dict[str, _Worker], rng: random.Random
+        self, clock: str, process: int, workers: dict[str, Worker], rng: random.Random
     ) -> tuple[dict[tuple[str, Pair], list[tuple[float, float]]], bool, GpuState | None]:
         """One block of pairs by clock and pair; whether other work left it alone; the GPU's state at its end."""
         _ask_all(workers, "begin", clock=clock, core=self.cores.get(process))
@@ -238,14 +254,14 @@ class _Conductor:
         return *_on_the_host_clocks(turns, self.device), state
 
 
-def _ask_all(workers: dict[Any, _Worker], do: str, **arguments: Any) -> dict[Any, Any]:
+def _ask_all(workers: dict[Any, Worker], do: str, **arguments: Any) -> dict[Any, Any]:
     """All at once: outside of samples nothing is disturbed by that."""
     for worker in workers.values():
         worker.send(do, **arguments)
     return {name: worker.receive() for name, worker in workers.items()}
 
 
-def _pairs_of(workers: dict[str, _Worker], with_reference: bool) -> list[Pair]:
+def _pairs_of(workers: dict[str, Worker], with_reference: bool) -> list[Pair]:
     if "base" not in workers:
         return [(("head", "fused"), ("head", "reference"))]
     pairs: list[Pair] = [(("head", "fused"), ("base", "fused"))]
@@ -314,56 +330,3 @@ def _command(arguments: Sequence[str]) -> str:
     """What was typed; of absolute paths the last part alone, because records are published."""
     short = [Path(argument).name if Path(argument).is_absolute() else argument for argument in arguments]
     return shlex.join(["python", "-m", "benchmarks", *short])
-
-
-class _Worker:
-    """A measuring process at the other end of two pipes."""
-
-    def __init__(self, side: Side) -> None:
-        # What it prints goes to a file: a pipe that nobody reads would stop it when it is full.
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
-        command = [sys.executable, str(WORKER), *([str(side.folder)] if side.folder else [])]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, "PYTHONHASHSEED": "0", **side.environment},
-            start_new_session=True,  # an interrupt from the keyboard goes to the conductor, which ends its workers
-        )
-        self.pid = self._process.pid
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            assert stream is not None
-            stream.close()
-
-    def ask(self, do: str, **arguments: Any) -> Any:
-        self.send(do, **arguments)
-        return self.receive()
-
-    def send(self, do: str, **arguments: Any) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self._fail()
-
-    def receive(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._fail()
-        return json.loads(line)
-
-    def _fail(self) -> None:
-        code = self._process.wait()
-        self._errors.seek(0)
-        raise RuntimeError(f"a measuring process ended with exit code {code}:\n{self._errors.read().strip()}")

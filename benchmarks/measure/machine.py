@@ -26,13 +26,13 @@ THROTTLE_REASONS = {
 
 
 def describe_environment() -> Environment:
-    """Where this process runs, and which commit of the package it measures."""
+    """Where this process runs, and which commit of the package it measures. Starts CUDA, where there is a GPU."""
     import torch
 
     import dllm_kernels
 
     commit, dirty = commit_of(Path(dllm_kernels.__file__).parent)
-    gpu = Gpu.current() if torch.cuda.is_available() else None
+    gpu = current_gpu()
     return Environment(
         device=torch.cuda.get_device_name() if gpu else _cpu_name(),
         device_type="cuda" if gpu else "cpu",
@@ -60,13 +60,6 @@ class Gpu:
         self.uuid_hash = hashlib.sha256(uuid.encode()).hexdigest()[:16]
         self.driver = str(pynvml.nvmlSystemGetDriverVersion())
 
-    @classmethod
-    def current(cls) -> Gpu:
-        """The GPU that PyTorch uses, whatever CUDA_VISIBLE_DEVICES says."""
-        import torch
-
-        return cls(f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}")
-
     def state(self, ours: Collection[int]) -> GpuState:
         """Clocks, temperature, power, reasons for lower clocks, and how many processes but `ours` compute there."""
         nvml, handle = self._nvml, self._handle
@@ -89,6 +82,13 @@ class Gpu:
             return getattr(self._nvml, f"nvmlDeviceGet{name}")(self._handle, *arguments)
         except self._nvml.NVMLError:
             return None
+
+
+def current_gpu() -> Gpu | None:
+    """The one that PyTorch uses, whatever CUDA_VISIBLE_DEVICES says."""
+    import torch
+
+    return Gpu(f"GPU-{torch.cuda.get_device_properties(0).uuid}") if torch.cuda.is_available() else None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import subprocess
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +25,6 @@ class Side:
 
     folder: Path | None
     state: State | None
-    environment: dict[str, str] = field(default_factory=dict)  # variables of its processes
 
 
 INSTALLED = Side(None, None)

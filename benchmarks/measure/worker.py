@@ -1,46 +1,128 @@
-"""A measuring process, started by path: `python worker.py [PACKAGE_FOLDER]`, commands and replies as JSON lines.
+"""Measuring processes, started by path: `python worker.py SOCKET`, which `nursery` does.
 
-It finds `benchmarks` by its own place and leaves the checkout off the import path, so that `dllm_kernels` is the one in
-PACKAGE_FOLDER, or else the installed one. What libraries print goes to standard error. It ends with its standard input,
-so none is left behind when the conductor dies.
+The parent imports PyTorch, says on its socket which GPU there is, and forks a worker for every request that comes with
+a socket and a file. Commands and replies are JSON lines on that socket; what the worker prints goes to the file. It
+finds `benchmarks` by its own place and leaves the checkout off the import path, so that `dllm_kernels` is the one in
+the requested folder, or else the installed one. All end with their sockets: none outlives the conductor.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
+import signal
+import socket
 import sys
+import traceback
+import uuid
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).resolve().parent
+
 
 def main() -> None:
-    here = Path(__file__).resolve().parent
-    package_folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None
     # Python puts the script's folder first.
-    sys.path = [entry for entry in sys.path if entry and Path(entry).resolve() not in (here, here.parent)]
+    sys.path = [entry for entry in sys.path if entry and Path(entry).resolve() not in (HERE, HERE.parent)]
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    _import_what_is_slow()
+    requests.sendall(json.dumps({"gpu_uuid": _in_a_child(_gpu_uuid)}).encode() + b"\n")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(requests, 65536, 2)
+        if not request:
+            return
+        if os.fork() == 0:
+            requests.close()
+            connection, errors = descriptors
+            _serve(connection, errors, json.loads(request)["package_folder"])
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _import_what_is_slow() -> None:
+    import torch  # noqa: F401
+
+    if importlib.util.find_spec("triton"):
+        import triton  # noqa: F401
+
+
+def _in_a_child(function: Any) -> Any:
+    """What `function` returns in a process of its own: here, CUDA must stay untouched, or no child could use it."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with os.fdopen(writing, "w") as answer:
+            json.dump(function(), answer)
+            answer.flush()
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    if not text:
+        raise RuntimeError("which GPU there is could not be found out")
+    return json.loads(text)
+
+
+def _gpu_uuid() -> str | None:
+    """Of the GPU that PyTorch would use, without a context on it, which a run that measures there would notice."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    libcuda, device, identifier = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), (ctypes.c_char * 16)()
+    for status in (
+        libcuda.cuInit(0),
+        libcuda.cuDeviceGet(ctypes.byref(device), 0),
+        libcuda.cuDeviceGetUuid(identifier, device),
+    ):
+        if status != 0:
+            raise RuntimeError(f"the CUDA driver refused a call: CUresult {status}")
+    return f"GPU-{uuid.UUID(bytes=bytes(identifier))}"
+
+
+def _serve(connection: int, errors: int, package_folder: str | None) -> None:
+    """A worker's life. Never returns: the parent's loop is not a worker's."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.dup2(errors, 1)
+    os.dup2(errors, 2)
+    stream = socket.socket(fileno=connection).makefile("rw")
+    try:
+        _reply(stream, os.getpid())
+        _work(stream, Path(package_folder).resolve() if package_folder else None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # which closes the connection: by then, everything is in the file
+
+
+def _work(stream: Any, package_folder: Path | None) -> None:
     if package_folder:
         sys.path.insert(0, str(package_folder))
-    _load_benchmarks(here.parent)
-
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    _load_benchmarks(HERE.parent)
     from benchmarks.measure.bench import Bench, start
 
-    environment = start(package_folder)
-    print(json.dumps(environment), file=replies, flush=True)
+    _reply(stream, start(package_folder))
     bench: Bench | None = None
-    for line in sys.stdin:
+    for line in stream:
         command: dict[str, Any] = json.loads(line)
         do = command.pop("do")
         if do == "open":
             bench = Bench(**command)
-            reply: Any = bench.check()
+            _reply(stream, bench.check())
         else:
             assert bench is not None, "a command before 'open'"
-            reply = getattr(bench, do)(**command)
-        print(json.dumps(reply), file=replies, flush=True)
+            _reply(stream, getattr(bench, do)(**command))
+
+
+def _reply(stream: Any, reply: Any) -> None:
+    stream.write(json.dumps(reply) + "\n")
+    stream.flush()
 
 
 def _load_benchmarks(folder: Path) -> None:
