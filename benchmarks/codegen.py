@@ -35,10 +35,11 @@ def read(cubin: Path) -> Code:
     Raises:
         RuntimeError: cuobjdump cannot read the file.
     """
-    resources = _RESOURCES.search(_cuobjdump("-res-usage", cubin))
+    text = _cuobjdump(cubin)
+    resources = _RESOURCES.search(text)
     if resources is None:
         raise RuntimeError(f"{cubin}: cuobjdump names no registers")
-    names = [_PREDICATE.sub("", line).split()[0] for line in instructions(cubin)]
+    names = [_PREDICATE.sub("", line).split()[0] for line in _INSTRUCTION.findall(text)]
     loads = [name for name in names if name.startswith("LDG")]
     return Code(
         **{name: int(value) for name, value in resources.groupdict().items()},
@@ -52,7 +53,7 @@ def read(cubin: Path) -> Code:
 
 def instructions(cubin: Path) -> list[str]:
     """The machine code, line by line."""
-    return _INSTRUCTION.findall(_cuobjdump("-sass", cubin))
+    return _INSTRUCTION.findall(_cuobjdump(cubin))
 
 
 def together(codes: Iterable[Code]) -> Code:
@@ -73,11 +74,11 @@ def _load_bytes(instruction: str) -> int:
     return next((bits for text, bits in _BITS.items() if text in instruction), 32) // 8
 
 
-def _cuobjdump(option: str, cubin: Path) -> str:
+def _cuobjdump(cubin: Path) -> str:
     import triton
 
-    command = [triton.knobs.nvidia.cuobjdump.path, option, str(cubin)]
+    command = [triton.knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", str(cubin)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise RuntimeError(f"{cubin}: cuobjdump {option} failed: {result.stderr.strip()}")
+        raise RuntimeError(f"{cubin}: cuobjdump failed: {result.stderr.strip()}")
     return result.stdout

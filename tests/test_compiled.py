@@ -130,5 +130,5 @@ def test_of_several_kernels_the_largest_and_the_sum():
 
 def test_what_is_no_machine_code_is_an_error(tmp_path):
     (tmp_path / "no.cubin").write_text("no")
-    with pytest.raises(RuntimeError, match="no.cubin: cuobjdump -res-usage failed"):
+    with pytest.raises(RuntimeError, match="no.cubin: cuobjdump failed"):
         codegen.read(tmp_path / "no.cubin")

@@ -43,7 +43,7 @@ CALLS = {"cuda": 4, "cpu": 1}
 TURNS_A_BLOCK = {"device_us": 50, "call_us": 30}
 MAX_BLOCKS = {"cuda": 3, "cpu": 1}  # of one workload, clock and process
 # A process's samples end when the median of its log ratios is known to this standard error, or at MAX_BLOCKS.
-PRECISION = {"device_us": 0.0015, "call_us": 0.01}
+PRECISION = {"device_us": 0.002, "call_us": 0.01}
 MAX_SECONDS = {"cuda": 2.0, "cpu": 0.9}  # of a block, after which no further turn is started
 MIN_TURNS = 3
 RETAKES = 2  # of a block during which the GPU was throttled or another process used it
