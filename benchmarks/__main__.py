@@ -169,11 +169,10 @@ def _baseline(options: argparse.Namespace) -> int:
         series = [
             s for s in run.series if (s.workload, s.clock, s.beside) == (verdict.workload, verdict.clock, "reference")
         ]
+        known = noise.of(verdict.workload, verdict.clock, gate.pair_name(series[0])) if noise else None
+        tolerance = gate.tolerance_of(series, verdict.clock, case.policy, known)
         entries.setdefault(verdict.workload, {})[verdict.clock] = results.BaselineEntry(
-            verdict.ratio.estimate,
-            verdict.fused_us,
-            verdict.beside_us,
-            gate.tolerance_of(series, verdict.clock, case.policy),
+            verdict.ratio.estimate, verdict.fused_us, verdict.beside_us, tolerance
         )
     environment = run.environment
     path = results.device_path(session.BASELINES, environment.device)

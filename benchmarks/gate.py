@@ -123,10 +123,10 @@ class _Judged(Case):
     verdicts: tuple[dict[str, Any], ...] = ()
 
 
-def tolerance_of(series: Sequence[Series], clock: str, policy: Policy) -> float:
+def tolerance_of(series: Sequence[Series], clock: str, policy: Policy, noise: Noise | None) -> float:
     """The tolerance that a baseline of these samples needs: another run's interval, as wide as this one's, lies above
     the bound though its estimate is half of an interval lower."""
-    relative = stats.interval(stats.ratios(series), policy.error / policy.looks)
+    relative = stats.interval(stats.ratios(series), policy.error / policy.looks, noise)
     return max(policy.tolerances[clock], 1.5 * (1 - relative.estimate / relative.high))
 
 
@@ -198,9 +198,10 @@ class _Judge:
         return [one for one in self.run.series if (one.workload, one.clock, one.implementation, one.beside) == key]
 
     def _noise(self, series: Sequence[Series]) -> Noise | None:
-        if self.case.noise is None:
-            return None
-        return self.case.noise.of(series[0].workload, series[0].clock, pair_name(series[0]))
+        return self._known(series[0].workload, series[0].clock, pair_name(series[0]))
+
+    def _known(self, workload: str, clock: str, pair: str) -> Noise | None:
+        return None if self.case.noise is None else self.case.noise.of(workload, clock, pair)
 
     def _slowdown(self, workload: str, clock: str) -> Verdict:
         """Head's fused beside base's, in the same job."""
@@ -276,9 +277,10 @@ class _Judge:
 
         if entry is not None and clock in self.policy.fused_tolerances:
             limit_us = entry.fused_us * (1 + self.policy.fused_tolerances[clock])
-            own = stats.interval(stats.times(series), self.error)
+            times, alone = stats.times(series), self._known(workload, clock, ALONE)
+            own = stats.interval(times, self.error, alone)
             floor = self.policy.floors[self.run.environment.device_type][clock]
-            if stats.interval(stats.times(series), self.strict_error).low > limit_us:
+            if stats.interval(times, self.strict_error, alone).low > limit_us:
                 status, reason = Status.REGRESSION, f"fused itself is slower than {limit_us:.3g} us"
             elif own.high > limit_us and status is Status.PASS:
                 status, reason = Status.INCONCLUSIVE, f"fused is not clearly faster than {limit_us:.3g} us"
@@ -325,6 +327,9 @@ def _unless_disturbed(series: Sequence[Series], status: Status, reason: str) -> 
     if status is Status.REGRESSION and not any(one.quiet for one in series):
         return Status.INCONCLUSIVE, f"{reason}, but other work on this machine disturbed every process"
     return status, reason
+
+
+ALONE = "fused alone"  # under which a noise record keeps what is known of times
 
 
 def pair_name(series: Series) -> str:
@@ -387,11 +392,15 @@ def refuse_what_noise_forbids(run: Run, case: Case) -> None:
 
 
 def process_ratios(run: Run) -> dict[tuple[str, str, str], list[float]]:
-    """Each process's median log ratio, by workload, clock and pair."""
+    """Each process's middle log ratio, by workload, clock and pair; and of fused beside the reference, log time."""
     grouped: dict[tuple[str, str, str], list[Series]] = {}
     for one in run.series:
         grouped.setdefault((one.workload, one.clock, pair_name(one)), []).append(one)
-    return {key: stats.ratios(series) for key, series in grouped.items()}
+    found = {key: stats.ratios(series) for key, series in grouped.items()}
+    for (workload, clock, pair), series in grouped.items():
+        if pair == "fused beside reference":
+            found[workload, clock, ALONE] = stats.times(series)
+    return found
 
 
 def noise_entries(

@@ -143,7 +143,7 @@ def test_a_machine_that_was_never_quiet_accuses_nobody():
 def test_a_noisy_record_passes_the_baseline_that_is_made_of_it():
     run = make_run({(NAME, "device_us"): [14.0, 15.0, 15.5, 16.0], (NAME, "call_us"): [4.0, 4.0, 4.0, 4.01]})
     tolerances = {
-        clock: tolerance_of([one for one in run.series if one.clock == clock], clock, POLICY)
+        clock: tolerance_of([one for one in run.series if one.clock == clock], clock, POLICY, None)
         for clock in ("device_us", "call_us")
     }
     assert tolerances["device_us"] > 0.1

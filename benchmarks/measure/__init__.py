@@ -30,9 +30,10 @@ from benchmarks.results import Block, Check, Environment, GpuState, Run, Series
 
 CLOCK_METHODS = {
     "cuda": {
-        "device_us": "sum of the durations of the call's kernels, copies and fills, from CUPTI through torch.profiler",
-        "call_us": "host clock from an idle GPU until the result is ready, after one call that is not timed",
-        "host_us": "host clock until the call returns, GPU idle before",
+        "device_us": "sum of the durations of the call's kernels, copies and fills, from CUPTI through torch.profiler; "
+        "calls in rows, the first of a row not timed",
+        "call_us": "host clock from an idle GPU until the result is ready; calls in rows, the first of a row not timed",
+        "host_us": "host clock until the call returns, otherwise as call_us",
     },
     "cpu": {"call_us": "host clock around the call"},
 }

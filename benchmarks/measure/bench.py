@@ -149,9 +149,11 @@ class Bench:
         """On the host's clock, of each call: microseconds until the result is ready and until the call returned, and
         nanoseconds of the sample and of our threads' waiting for a processor in it. On the device's, nothing before
         `end`."""
+        if self.device == "cuda":
+            # The other side has used the caches of processor and GPU: a call that is not timed fills them again.
+            self._prepare()
+            self._call(implementation, self._next_logits())
         if self.profile is None:
-            if self.device == "cuda":
-                self._host_clocks(implementation)  # fills the processor's caches, which the other side has used
             return [self._host_clocks(implementation) for _ in range(calls)]
         for _ in range(calls):
             self._profiled(implementation)
