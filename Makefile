@@ -16,12 +16,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: help bench test lint format image dashboard clean
+.PHONY: help bench test lint codegen format image dashboard clean
 
 help:
 	@echo "make bench      check, measure, judge, add to the history, publish the dashboard"
 	@echo "make test       run the tests, with branch coverage"
 	@echo "make lint       check style, types, workflows, Dockerfile"
+	@echo "make codegen    compile the kernels for every architecture, without a GPU, and hold them against what was reviewed"
 	@echo "make format     rewrite what ruff can mend"
 	@echo "make dashboard  publish the dashboard from the latest record and the history"
 	@echo "make image      build the Docker image"
@@ -42,6 +43,9 @@ lint: $(READY)
 	$(BIN)/actionlint
 	$(BIN)/zizmor --offline --quiet .github
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+codegen: $(READY)
+	@$(BIN)/python -m benchmarks codegen $(ARGS)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import doctor, gate, history, measure, report, results, selftest, session, workloads
+from benchmarks import codegen, doctor, gate, history, measure, report, results, selftest, session, workloads
 from benchmarks.measure import sides
 
 OUTPUT = Path(__file__).resolve().parent.parent / ".bench"
@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.set_defaults(command=_dashboard)
     selftest.add_command(commands)
     doctor.add_command(commands)
+    codegen.add_command(commands)
     return parser
 
 

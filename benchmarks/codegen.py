@@ -1,84 +1,235 @@
-"""What the compiler made of a kernel, read from its machine code: why it became slower, in figures."""
+"""What the compiler makes of the kernels, per GPU architecture, without a GPU: `python -m benchmarks codegen`.
+
+Every variant of the kernels is compiled as the launcher itself would have it compiled, and its figures are held against
+reviewed ones of the same Triton version: registers that spill, a vector load that was lost, a barrier that is gone, or
+registers that leave room for fewer blocks on a processor are faults.
+"""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import datetime
 import functools
-import re
-import subprocess
-from collections.abc import Iterable
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,5}\*/\s+(.*?);", re.MULTILINE)
-_PREDICATE = re.compile(r"^@!?U?P\w+\s+")
-_RESOURCES = re.compile(r"REG:(?P<registers>\d+) STACK:(?P<stack_bytes>\d+)")
-_BITS = {".U8": 8, ".S8": 8, ".U16": 16, ".S16": 16, ".64": 64, ".128": 128}
+from benchmarks import results, session
+from benchmarks.machine_code import WHAT, Code, change, read, together
+
+# Most warps and blocks resident on a processor, by compute capability (CUDA C++ programming guide, "Compute
+# Capabilities"); each processor has 65536 registers, which a warp takes in units of 256.
+RESIDENT = {"sm_80": (64, 32), "sm_90": (64, 32), "sm_100": (64, 32), "sm_120": (48, 24)}
+REGISTERS, REGISTER_UNIT = 65536, 256
+ONLY_COMPILED = "gfx942"  # AMD: that it compiles is all that is asked
 
 
 @dataclass(frozen=True)
-class Code:
-    """One kernel for one architecture."""
+class Codegen(results.Record):
+    """Every variant on every architecture, by one version of Triton."""
 
-    registers: int  # a thread
-    stack_bytes: int  # a thread: what did not fit into registers
-    instructions: int
-    global_loads: int  # instructions
-    widest_load_bytes: int  # a thread, of the global loads
-    barriers: int
-    atomics: int
+    KIND = "compiled code"
+    VERSION = 1
+
+    triton: str
+    created: str
+    reason: str
+    kernels: dict[str, dict[str, Code]]  # by architecture and variant
 
 
-@functools.cache
-def read(cubin: Path) -> Code:
-    """The figures of a compiled kernel, by `cuobjdump`, which Triton brings.
+def resident_blocks(arch: str, code: Code) -> int:
+    """Blocks of a kernel that fit on a processor at once, by their registers."""
+    warps, blocks = RESIDENT[arch]
+    registers = -(-32 * code.registers // REGISTER_UNIT) * REGISTER_UNIT * code.warps
+    return min(blocks, warps // code.warps, REGISTERS // registers)
+
+
+def faults(reviewed: Codegen, found: Codegen) -> list[str]:
+    """What became worse, in words; a kernel that is missing, or that nobody has reviewed, too."""
+    told = []
+    for arch in dict.fromkeys([*reviewed.kernels, *found.kernels]):
+        before, now = reviewed.kernels.get(arch, {}), found.kernels.get(arch, {})
+        for name in dict.fromkeys([*before, *now]):
+            if name not in now:
+                told.append(f"{arch}, {name}: reviewed, and no longer there")
+            elif name not in before:
+                told.append(f"{arch}, {name}: new, and not reviewed")
+            else:
+                told += [f"{arch}, {name}: {fault}" for fault in _faults(arch, before[name], now[name])]
+    return told
+
+
+def _faults(arch: str, before: Code, now: Code) -> Iterator[str]:
+    for name, text in (("spills", "registers spill"), ("stack_bytes", "registers spill")):
+        if getattr(now, name) > getattr(before, name):
+            yield f"{text}: {change(name, before, now)}"
+    if now.loads_16_bytes < before.loads_16_bytes or now.loads_narrow > before.loads_narrow:
+        lost = ", ".join(
+            change(name, before, now)
+            for name in ("loads_16_bytes", "loads_8_bytes", "loads_4_bytes", "loads_narrow")
+            if getattr(before, name) != getattr(now, name)
+        )
+        yield f"a vector load was lost: {lost}"
+    for name in ("barriers", "own_barriers"):
+        if getattr(now, name) < getattr(before, name):
+            yield f"a barrier is gone: {change(name, before, now)}"
+    blocks_before, blocks_now = resident_blocks(arch, before), resident_blocks(arch, now)
+    if blocks_now < blocks_before:
+        registers = change("registers", before, now)
+        yield f"{registers}, so {blocks_now} blocks fit on a processor instead of {blocks_before}"
+
+
+def compile_all(arch: str) -> dict[str, Code]:
+    """Every variant for one architecture; of AMD's, no figures."""
+    codes = {}
+    for name, variant in _variants():
+        kernels = compiled(arch, variant)
+        if arch in RESIDENT:
+            codes[name] = together(read(cubin_of(kernel)) for kernel in kernels)
+    return codes
+
+
+def compiled(arch: str, call: Callable[[], None]) -> list[Any]:
+    """The kernels that `call` would launch, as Triton compiles them for an architecture. For a process of its own:
+    Triton is left with a driver that launches nothing.
 
     Raises:
-        RuntimeError: cuobjdump cannot read the file.
+        RuntimeError: Triton's interpreter is on, under which nothing is compiled.
     """
-    text = _cuobjdump(cubin)
-    resources = _RESOURCES.search(text)
-    if resources is None:
-        raise RuntimeError(f"{cubin}: cuobjdump names no registers")
-    names = [_PREDICATE.sub("", line).split()[0] for line in _INSTRUCTION.findall(text)]
-    loads = [name for name in names if name.startswith("LDG")]
-    return Code(
-        **{name: int(value) for name, value in resources.groupdict().items()},
-        instructions=len(names),
-        global_loads=len(loads),
-        widest_load_bytes=max(map(_load_bytes, loads), default=0),
-        barriers=sum(name.startswith("BAR.") for name in names),
-        atomics=sum(name.startswith(("ATOM", "RED.")) for name in names),
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET: expected it to be off; under the interpreter nothing is compiled")
+    target = (
+        GPUTarget("hip", arch, 64) if arch.startswith("gfx") else GPUTarget("cuda", int(arch.partition("_")[2]), 32)
     )
+    kernels: list[Any] = []
+    run = triton.JITFunction.run
+
+    def compile_only(*arguments: Any, **options: Any) -> None:
+        kernels.append(run(*arguments, **{**options, "warmup": True}))
+
+    triton.JITFunction.run = compile_only
+    triton.runtime.driver.set_active(_Driver(target))
+    try:
+        call()
+    finally:
+        triton.JITFunction.run = run
+    return kernels
 
 
-def instructions(cubin: Path) -> list[str]:
-    """The machine code, line by line."""
-    return _INSTRUCTION.findall(_cuobjdump(cubin))
+def cubin_of(kernel: Any) -> Path:
+    """Where Triton keeps the machine code of what it compiled for a GPU of NVIDIA's."""
+    return Path(next(path for file, path in kernel.metadata_group.items() if file.endswith(".cubin")))
 
 
-def together(codes: Iterable[Code]) -> Code:
-    """Of all kernels of a call: the largest of what a thread has, the sum of what stands there."""
-    every = list(codes)
-    return Code(
-        registers=max(code.registers for code in every),
-        stack_bytes=max(code.stack_bytes for code in every),
-        instructions=sum(code.instructions for code in every),
-        global_loads=sum(code.global_loads for code in every),
-        widest_load_bytes=max(code.widest_load_bytes for code in every),
-        barriers=sum(code.barriers for code in every),
-        atomics=sum(code.atomics for code in every),
+def _variants() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Name and call of each: dtype, alignment of rows, optional arguments, and the configuration for short rows."""
+    import torch
+
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        name = str(dtype).partition(".")[2]
+        for vocab, rows in ((157184, "rows on 16 bytes"), (50257, "rows on any byte")):
+            for options in (False, True):
+                text = f"{name}, {rows}, {'all options' if options else 'no options'}"
+                yield text, functools.partial(call, dtype, vocab, options)
+    yield "bfloat16, short rows, no options", functools.partial(call, torch.bfloat16, 1000, False)
+
+
+def call(dtype: Any, vocab: int, options: bool) -> None:
+    """One block, with every optional argument or with none."""
+    import torch
+
+    from dllm_kernels import gpu
+
+    logits, ids = torch.empty(1, 32, vocab, dtype=dtype), torch.empty(1, 32, dtype=torch.int64)
+    if not options:
+        gpu.post_process(logits, ids, 5, 0.9, None, (), (None, None, None, None), None)
+        return
+    bools = torch.empty_like(ids, dtype=torch.bool)
+    outputs = (torch.empty(1, 32), ids.clone(), bools.clone(), torch.empty(1, dtype=torch.int32))
+    gpu.post_process(logits, ids, 5, torch.empty(1), bools, (1,), outputs, None)
+
+
+class _Driver:
+    """What Triton's launcher asks of the driver before it compiles."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def get_current_target(self) -> Any:
+        return self._target
+
+    def get_current_device(self) -> str:
+        return str(self._target)  # under which Triton keeps what it compiled
+
+    def get_current_stream(self, _device: str) -> int:
+        return 0
+
+
+def add_command(commands: Any) -> None:
+    """Add `codegen` to the subcommands of a parser."""
+    parser = commands.add_parser(
+        "codegen", help="what the compiler makes of the kernels, held against what was reviewed"
     )
+    parser.add_argument("--accept", action="store_true", help="make this the reviewed state of this Triton version")
+    parser.add_argument("--reason", metavar="TEXT", help="why; needed with --accept, and stored")
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+    parser.set_defaults(command=_codegen)
 
 
-def _load_bytes(instruction: str) -> int:
-    return next((bits for text, bits in _BITS.items() if text in instruction), 32) // 8
-
-
-def _cuobjdump(cubin: Path) -> str:
+def _codegen(options: argparse.Namespace) -> int:
     import triton
 
-    command = [triton.knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", str(cubin)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(f"{cubin}: cuobjdump failed: {result.stderr.strip()}")
-    return result.stdout
+    if options.accept and not (options.reason or "").strip():
+        raise ValueError("--reason: expected why these figures are accepted; got none")
+    path = results.device_path(session.BASELINES / "codegen", f"triton {triton.__version__}")
+    if not options.accept and not path.exists():
+        raise ValueError(f"codegen: nothing reviewed for Triton {triton.__version__}, expected {path}; see --accept")
+    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    found = Codegen(triton.__version__, created, options.reason or "", _compile_everywhere())
+    told = [] if options.accept else faults(results.load(Codegen, path), found)
+    if options.json:
+        print(json.dumps({**dataclasses.asdict(found), "faults": told}, indent=1))
+    else:
+        print("\n".join([table(found), *(f"FAULT  {fault}" for fault in told)]))
+    if options.accept:
+        results.save(found, path)
+        print(f"Reviewed state: {path}. It counts once it is merged.", file=sys.stderr)
+    elif not told:
+        print(f"No worse than {path.name}.", file=sys.stderr)
+    return 1 if told else 0
+
+
+def _compile_everywhere() -> dict[str, dict[str, Code]]:
+    """Each architecture in a process of its own."""
+    archs = [*RESIDENT, ONLY_COMPILED]
+    with (
+        session.progress("Compiling", len(archs)) as progress,
+        ProcessPoolExecutor(min(len(archs), os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool,
+    ):
+        futures = {pool.submit(compile_all, arch): arch for arch in archs}
+        done = {}
+        for future in as_completed(futures):
+            progress(f"{futures[future]} compiled")
+            done[futures[future]] = future.result()
+    return {arch: done[arch] for arch in RESIDENT}
+
+
+def table(found: Codegen) -> str:
+    """Every kernel's figures."""
+    heads = [name.removesuffix("_bytes") for name in WHAT]
+    lines = [f"Triton {found.triton}; {ONLY_COMPILED} compiles too", f"{'':52}{'  '.join(heads)}  blocks a processor"]
+    for arch, kernels in found.kernels.items():
+        for name, code in kernels.items():
+            cells = [f"{getattr(code, figure):>{len(head)}}" for figure, head in zip(WHAT, heads, strict=True)]
+            lines.append(f"{arch + ', ' + name:52}{'  '.join(cells)}  {resident_blocks(arch, code):>18}")
+    return "\n".join(lines)

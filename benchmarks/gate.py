@@ -17,20 +17,11 @@ from enum import Enum
 from typing import Any
 
 from benchmarks import stats
+from benchmarks.machine_code import WHAT
 from benchmarks.results import AcceptedSlowdown, Baseline, Noise, NoiseRecord, Run, Series, Strict, decoded
 from benchmarks.workloads import WORKLOADS
 
 COUNTED = {"launches": "launches", "synchronizations": "waits of the host", "allocations": "allocations on the device"}
-# What the compiled kernels are made of: no verdict, but why a verdict may be what it is.
-CAUSES = {
-    "registers": "registers",
-    "stack_bytes": "bytes of stack",
-    "instructions": "instructions",
-    "global_loads": "global loads",
-    "widest_load_bytes": "bytes of the widest load",
-    "barriers": "barriers",
-    "atomics": "atomics",
-}
 
 
 class Status(Enum):
@@ -230,7 +221,7 @@ class _Judge:
         head, base = (self.run.counts.get(side, {}).get(workload, {}) for side in ("head", "base"))
         changes = [
             f"{text} {base[name]} to {head[name]}"
-            for name, text in CAUSES.items()
+            for name, text in WHAT.items()
             if name in base and name in head and base[name] != head[name]
         ]
         return f"; in the compiled code, {', '.join(changes)}" if changes else ""

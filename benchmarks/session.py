@@ -67,15 +67,16 @@ def measured(
         processes = PROCESSES["cuda" if measure.has_gpu() else "cpu"]
     if processes < 1:
         raise ValueError(f"--processes: expected at least 1; got {processes}")
-    with _progress(title, len(chosen) * processes) as progress:
+    with progress(title, len(chosen) * processes) as step:
         return measure.measure(
             chosen, head=head, base=base, skipped=skipped, processes=processes, seed=seed, first_process=first_process,
-            progress=progress,
+            progress=step,
         )  # fmt: skip
 
 
 @contextmanager
-def _progress(title: str, steps: int) -> Iterator[measure.Progress]:
+def progress(title: str, steps: int) -> Iterator[measure.Progress]:
+    """A bar on standard error; what is yielded moves it on by a step that begins, with a line of text."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -84,12 +85,12 @@ def _progress(title: str, steps: int) -> Iterator[measure.Progress]:
         task = bar.add_task("starting the processes", total=steps)
         begun = 0
 
-        def progress(text: str) -> None:
+        def step(text: str) -> None:
             nonlocal begun
             bar.update(task, completed=begun, description=text)
             begun += 1
 
-        yield progress
+        yield step
         bar.update(task, completed=steps, description="done")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -11,17 +12,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton
 
-from benchmarks import codegen
+from benchmarks import __main__ as cli
+from benchmarks import codegen, machine_code, session
+from benchmarks.measure import sides
 
 SCRIPT = Path(__file__).with_name("compile_kernel.py")
-ARCHITECTURES = [80, 90, 100, 120]
+ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120"]
 
 
 @functools.cache
-def compiled(*arguments: str) -> dict:
+def compiled(*arguments: str, package: Path = SCRIPT.parent.parent) -> dict:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(SCRIPT.parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join([str(package), str(SCRIPT.parent.parent)])
     command = [sys.executable, str(SCRIPT), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
@@ -55,16 +59,35 @@ def _barrier_between(text: str, *, ticket: str, store: str, barrier: str) -> boo
 @pytest.mark.parametrize("options", [(), ("--options",)], ids=["plain", "all options"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_barrier_stands_before_the_ticket(arch, options):
-    assert barrier_orders_the_ticket(compiled("--arch", str(arch), *options))
+    assert barrier_orders_the_ticket(compiled("--arch", arch, *options))
 
 
-def test_its_absence_is_seen():
-    assert not barrier_orders_the_ticket(compiled("--arch", "90", "--without-barrier"))
+@pytest.fixture
+def changed(tmp_path):
+    """The package with some text of the kernel's replaced."""
+
+    def change(old, new):
+        sides.copy_package(tmp_path)
+        source = tmp_path / "dllm_kernels" / "gpu.py"
+        text = source.read_text()
+        assert text.count(old) == 1
+        source.write_text(text.replace(old, new))
+        return tmp_path
+
+    return change
+
+
+TICKET = "    ticket = tl.atomic_add("
+WITHOUT_BARRIER = (f"    tl.debug_barrier()\n{TICKET}", TICKET)
+
+
+def test_its_absence_is_seen(changed):
+    assert not barrier_orders_the_ticket(compiled("--arch", "sm_90", package=changed(*WITHOUT_BARRIER)))
 
 
 def test_machine_code_fences_the_ticket():
     """On Hopper: stores, barrier of the block, membar at GPU scope, atomic, invalidation of L1 before the loads."""
-    sass = compiled("--arch", "90")["sass"]
+    sass = compiled("--arch", "sm_90")["sass"]
     (ticket,) = [n for n, line in enumerate(sass) if "ATOMG" in line or "ATOM.E" in line]
     before = sass[:ticket]
     last_store = max(n for n, line in enumerate(before) if "STG" in line)
@@ -76,59 +99,140 @@ def test_machine_code_fences_the_ticket():
     assert any("CCTL.IVALL" in line for line in after[:first_partial])
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_logits_are_read_by_16_bytes(arch, dtype):
-    sass = compiled("--arch", str(arch), "--dtype", dtype)["sass"]
+    sass = compiled("--arch", arch, "--dtype", dtype)["sass"]
     wide = [line for line in sass if re.search(r"LDG\.E\S*\.128", line)]
     narrow = [line for line in sass if re.search(r"LDG\.E(\.\S+)?\.(U16|U8|S16)\b", line)]
     assert len(wide) >= 4
     assert not narrow
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
-@pytest.mark.parametrize("arch", [80, 90, 100])  # on sm_120 ptxas spills two registers of the 16-bit kernels
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize(
+    "arch", ["sm_80", "sm_90", "sm_100"]
+)  # on sm_120 ptxas spills two registers of the 16-bit kernels
 def test_nothing_spills(arch, dtype):
-    sass = compiled("--arch", str(arch), "--dtype", dtype)["sass"]
+    sass = compiled("--arch", arch, "--dtype", dtype)["sass"]
     spilled = [line for line in sass if re.match(r"(@!?U?P\d+ )?(STL|LDL)\b", line)]
     assert not spilled, spilled[:3]
 
 
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_copies_of_a_row_are_rounded_alike(arch):
     """Where several threads hold a row, a product merged into a sum between them would differ by thread."""
-    sass = compiled("--arch", str(arch), "--options")["sass"]
+    sass = compiled("--arch", arch, "--options")["sass"]
     (ticket,) = [n for n, line in enumerate(sass) if "ATOMG" in line]
     assert any("SHFL" in line for line in sass[ticket:])
     assert [line for line in sass[ticket:] if "FFMA" in line] == []
 
 
 def test_absent_options_are_compiled_out():
-    plain, full = (compiled("--arch", "90", *options)["ptx"] for options in ((), ("--options",)))
+    plain, full = (compiled("--arch", "sm_90", *options)["ptx"] for options in ((), ("--options",)))
     assert "st.global.b8" in full
     assert "st.global.b8" not in plain
     assert len(plain) < 0.9 * len(full)
 
 
 def test_the_figures_are_those_of_the_machine_code():
-    """16 bytes a load, one ticket, no stack; with rows taken for unaligned, two bytes a load and many more of them."""
-    aligned, unaligned = (compiled("--arch", "90", "--dtype", "bf16", *more) for more in ((), ("--unaligned",)))
+    """16 bytes a load, one ticket; rows that start on any byte are read by two, and by many more loads."""
+    aligned, unaligned = (
+        compiled("--arch", "sm_90", "--dtype", "bfloat16", *more) for more in ((), ("--vocab", "50257"))
+    )
     code = aligned["code"]
-    assert code["widest_load_bytes"] == 16
+    assert code["loads_16_bytes"] == sum("LDG.E.128" in line for line in aligned["sass"]) >= 4
+    assert code["loads_narrow"] == 0
     assert code["atomics"] == 1
-    assert code["stack_bytes"] == 0
+    assert (code["stack_bytes"], code["spills"]) == (0, 0)
     assert 32 <= code["registers"] <= 128
+    assert code["warps"] == 8
     assert code["instructions"] == len(aligned["sass"])
     assert code["barriers"] == sum(" BAR." in f" {line}" for line in aligned["sass"])
-    assert unaligned["code"]["global_loads"] > 2 * code["global_loads"]
+    assert unaligned["code"]["loads_16_bytes"] == 0
+    assert unaligned["code"]["loads_narrow"] > 32
+
+
+def _code(**changes):
+    return machine_code.Code(**{**dict.fromkeys(machine_code.WHAT, 4), "registers": 48, "warps": 8, **changes})
 
 
 def test_of_several_kernels_the_largest_and_the_sum():
-    small, large = codegen.Code(32, 0, 100, 4, 16, 2, 0), codegen.Code(64, 8, 50, 2, 4, 1, 1)
-    assert codegen.together([small, large]) == codegen.Code(64, 8, 150, 6, 16, 3, 1)
+    both = machine_code.together([_code(registers=32, barriers=2), _code(registers=64, barriers=3)])
+    assert (both.registers, both.warps, both.shared_bytes) == (64, 8, 4)
+    assert (both.barriers, both.instructions, both.loads_8_bytes) == (5, 8, 8)
 
 
 def test_what_is_no_machine_code_is_an_error(tmp_path):
     (tmp_path / "no.cubin").write_text("no")
     with pytest.raises(RuntimeError, match="no.cubin: cuobjdump failed"):
-        codegen.read(tmp_path / "no.cubin")
+        machine_code.read(tmp_path / "no.cubin")
+
+
+@pytest.mark.parametrize(
+    ("registers", "warps", "blocks"),
+    # As CUDA's occupancy calculator has it for sm_90: 256 registers at a time a warp, 64 warps and 32 blocks at most.
+    [(32, 8, 8), (33, 8, 6), (48, 8, 5), (49, 8, 4), (128, 8, 2), (255, 8, 1), (32, 1, 32), (16, 32, 2)],
+)
+def test_blocks_that_fit_on_a_processor(registers, warps, blocks):
+    assert codegen.resident_blocks("sm_90", _code(registers=registers, warps=warps)) == blocks
+
+
+# What is planted, on which call it shows, and what the fault says.
+PLANTED = {
+    "a spill": ("num_warps=config.num_warps,", "num_warps=config.num_warps, maxnreg=32,", "registers spill"),
+    "a lost vector load": ("alignment = 16 // logits.element_size()", "alignment = 1", "a vector load was lost"),
+    "a lost barrier": (*WITHOUT_BARRIER, "a barrier is gone: barriers of its own"),
+    "fewer blocks": ("WIDTH=16 //", "WIDTH=64 //", "blocks fit on a processor instead of"),
+}  # fmt: skip
+
+
+def _codegen(kernels):
+    return codegen.Codegen("3.6.0", "2026-11-23", "", {"sm_90": kernels})
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_fault_is_seen(planted, changed):
+    old, new, message = PLANTED[planted]
+    arguments = ("--arch", "sm_90", "--dtype", "bfloat16")
+    before, now = (
+        _codegen({"bfloat16": machine_code.Code(**compiled(*arguments, **more)["code"])})
+        for more in ({}, {"package": changed(old, new)})
+    )
+    assert codegen.faults(before, before) == []
+    told = codegen.faults(before, now)
+    assert any(message in fault for fault in told), told
+    assert all(fault.startswith("sm_90, bfloat16: ") for fault in told)
+
+
+def test_a_kernel_that_is_missing_or_new_is_a_fault():
+    one, both = _codegen({"a": _code()}), _codegen({"a": _code(), "b": _code()})
+    assert codegen.faults(both, one) == ["sm_90, b: reviewed, and no longer there"]
+    assert codegen.faults(one, both) == ["sm_90, b: new, and not reviewed"]
+    assert codegen.faults(dataclasses.replace(one, kernels={}), one) == ["sm_90, a: new, and not reviewed"]
+
+
+def test_better_figures_are_no_fault():
+    better = _code(registers=40, spills=0, stack_bytes=0, loads_16_bytes=8, loads_narrow=0, instructions=1)
+    assert codegen.faults(_codegen({"a": _code()}), _codegen({"a": better})) == []
+
+
+def test_what_is_reviewed_is_what_is_compiled(monkeypatch, tmp_path, capsys):
+    """The command, over the one architecture that takes seconds: accepted, held against itself, then against worse."""
+    monkeypatch.setattr(session, "BASELINES", tmp_path)
+    monkeypatch.setattr(codegen, "_compile_everywhere", lambda: {"sm_90": {"a": _code()}})
+    assert cli.main(["codegen"]) == 2
+    assert "nothing reviewed for Triton" in capsys.readouterr().err
+    assert cli.main(["codegen", "--accept"]) == 2
+    assert cli.main(["codegen", "--accept", "--reason", "first"]) == 0
+    assert cli.main(["codegen"]) == 0
+    monkeypatch.setattr(codegen, "_compile_everywhere", lambda: {"sm_90": {"a": _code(spills=9)}})
+    capsys.readouterr()
+    assert cli.main(["codegen", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["faults"] == ["sm_90, a: registers spill: spills 4 to 9"]
+
+
+def test_under_the_interpreter_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET: expected it to be off"):
+        codegen.compiled("sm_90", lambda: None)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import codegen, workloads
+from benchmarks import machine_code, workloads
 from benchmarks.measure import machine
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Bench:
 
     def counts(self) -> dict[str, int]:
         """What one fused call does, counted, not timed: GPU activities, waits of the host, allocations; and what its
-        kernels are made of (`codegen.Code`)."""
+        kernels are made of (`machine_code.Code`)."""
         torch = self.torch
         if self.device == "cpu":
             return {}
@@ -198,7 +198,7 @@ class Bench:
             "allocations": allocations,
         }
         if kernels:
-            counts |= dataclasses.asdict(codegen.together(map(codegen.read, kernels)))
+            counts |= dataclasses.asdict(machine_code.together(map(machine_code.read, kernels)))
         return counts
 
     def _profiled(self, implementation: str) -> None:
