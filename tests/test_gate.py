@@ -337,11 +337,11 @@ def test_false_alarms_and_power_of_one_look(deviation, slowdown, status, least):
 
 
 def test_the_compiled_code_stands_beside_the_slowdown():
-    code = {"registers": 48, "widest_load_bytes": 16, "barriers": 9, "launches": 1}
-    counts = {"head": {NAME: {**code, "registers": 80, "widest_load_bytes": 2}}, "base": {NAME: code}}
+    code = {"registers": 48, "loads_16_bytes": 9, "barriers": 9, "launches": 1}
+    counts = {"head": {NAME: {**code, "registers": 80, "loads_16_bytes": 0}}, "base": {NAME: code}}
     slower = judge_(dataclasses.replace(_compared(1.05), counts=counts), POLICY, None)
     (reason,) = [v.reason for v in slower.verdicts if (v.question, v.clock) == ("slowdown", "device_us")]
-    assert "in the compiled code, registers 48 to 80, bytes of the widest load 16 to 2" in reason
+    assert "in the compiled code, registers 48 to 80, loads of 16 bytes 9 to 0" in reason
     as_fast = judge_(dataclasses.replace(_compared(1.0), counts=counts), POLICY, None)
     assert not any("compiled" in v.reason for v in as_fast.verdicts)
 
