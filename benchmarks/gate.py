@@ -250,6 +250,8 @@ class _Judge:
     def _speedup(self, workload: str, clock: str) -> Verdict:
         """Fused beside the reference, against the floor and the baseline."""
         series = self._series(workload, clock, "fused", "reference")
+        if not series:
+            return Verdict(workload, clock, "speedup", Status.INCONCLUSIVE, "no samples beside the reference")
         baseline = self.case.baseline
         entry = baseline.entries.get(workload, {}).get(clock) if baseline else None
         bound, of_what = self.policy.floors[self.run.environment.device_type][clock], "floor"

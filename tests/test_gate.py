@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from benchmarks.gate import (
     verify,
     with_verdicts,
 )
-from benchmarks.results import AcceptedSlowdown, Baseline, BaselineEntry, Block, Check, GpuState
+from benchmarks.results import AcceptedSlowdown, Baseline, BaselineEntry, Block, Check, GpuState, Series
 from benchmarks.workloads import WORKLOADS
 from tests.records import CPU, GPU, NAME, OTHER, make_noise, make_run, steady
 
@@ -334,6 +335,48 @@ def test_false_alarms_and_power_of_one_look(deviation, slowdown, status, least):
         assert seen <= 1  # of 150, with an error of 0.4 %
     else:
         assert seen >= least * TRIALS
+
+
+def _simulated(rng, processes, slowdown, process_sd, drift):
+    """Raw samples as a GPU gives them: a clock of 32 ns, a process's own shift, drift within it, outliers."""
+    pairs = 120
+    series, checks = [], []
+    for process in range(processes):
+        both = np.linspace(1, 1 + drift, pairs)
+        shift = np.exp(rng.normal(0, process_sd))
+
+        def us(times, both=both):
+            outliers = 1 + (rng.random(pairs) < 0.03) * rng.exponential(1, pairs)
+            return tuple(np.round(9.6 * times * both * outliers * np.exp(rng.normal(0, 0.03, pairs)) / 0.032) * 0.032)
+
+        series.append(Series(NAME, "device_us", process, "fused", "base fused", us(slowdown * shift), us(1.0), True))
+        checks.append(Check(NAME, process, True, "equal"))
+    empty = make_run({}, slowdowns={(NAME, "call_us"): [1.0]})
+    return dataclasses.replace(empty, workloads=(NAME,), series=tuple(series), checks=tuple(checks))
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.05])
+@pytest.mark.parametrize("process_sd", [0.002, 0.004])
+@pytest.mark.parametrize(
+    ("slowdown", "expected"), [(1.0, Status.PASS), (1.02, Status.REGRESSION), (1.1, Status.REGRESSION)]
+)
+def test_the_gate_over_its_looks(slowdown, expected, process_sd, drift):
+    """From raw samples, with the noise known that there is: the same code passes, and 2 % are caught."""
+    rng = np.random.default_rng(11)
+    noise = make_noise(device=math.hypot(process_sd, 0.03 * math.sqrt(2) / math.sqrt(120)))
+    ended = []
+    for _ in range(40):
+        whole = _simulated(rng, 9, slowdown, process_sd, drift)
+        for processes in (3, 6, 9):
+            seen = dataclasses.replace(whole, series=whole.series[:processes], checks=whole.checks[:processes])
+            verdicts = judge_(seen, POLICY, None, noise=noise).verdicts
+            (status,) = {v.status for v in verdicts if (v.question, v.clock) == ("slowdown", "device_us")}
+            if status is not Status.INCONCLUSIVE:
+                break
+        ended.append(status)
+    assert ended.count(expected) >= 38
+    wrong = Status.REGRESSION if expected is Status.PASS else Status.PASS
+    assert wrong not in ended
 
 
 def test_the_compiled_code_stands_beside_the_slowdown():
