@@ -267,8 +267,12 @@ def _case(run: results.Run, options: argparse.Namespace, expected: Sequence[str]
     case = session.case_of(run, options.require_baseline, expected)
     if options.max_slowdown is None:
         return case
-    wanted = options.max_slowdown / 100
-    slowdowns = {device: {**clocks, "device_us": wanted} for device, clocks in case.policy.slowdowns.items()}
+    if run.environment.device_type == "cpu":
+        raise ValueError("--max-slowdown: expected a run on a GPU; on a CPU there is no device clock")
+    slowdowns = {
+        **case.policy.slowdowns,
+        "cuda": {**case.policy.slowdowns["cuda"], "device_us": options.max_slowdown / 100},
+    }
     case = dataclasses.replace(case, policy=dataclasses.replace(case.policy, slowdowns=slowdowns))
     gate.refuse_what_noise_forbids(run, case)
     return case

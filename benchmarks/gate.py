@@ -21,6 +21,7 @@ from benchmarks.machine_code import WHAT
 from benchmarks.results import AcceptedSlowdown, Baseline, Noise, NoiseRecord, Run, Series, Strict, decoded
 from benchmarks.workloads import WORKLOADS
 
+CLOCKS = {"cuda": {"device_us", "call_us"}, "cpu": {"call_us"}}  # that are judged
 COUNTED = {"launches": "launches", "synchronizations": "waits of the host", "allocations": "allocations on the device"}
 
 
@@ -59,6 +60,15 @@ class Policy(Strict):
     error: float = 0.05  # chance of a wrong verdict, split over the looks and, for REGRESSION, over the comparisons
     looks: int = 3
     power: float = 0.95  # of runs without a slowdown that should pass, where a tolerance follows from the noise
+
+    def __post_init__(self) -> None:
+        if not (0 < self.error < 1 and 0 < self.power < 1 and self.looks >= 1):
+            raise ValueError(f"policy: expected error and power between 0 and 1, and a look; got {self}")
+        for device, judged in CLOCKS.items():
+            if set(self.floors.get(device, {})) != judged or set(self.slowdowns.get(device, {})) != judged:
+                raise ValueError(f"policy: expected floors and slowdowns for {device} on {', '.join(sorted(judged))}")
+        if not CLOCKS["cuda"] <= set(self.tolerances):
+            raise ValueError(f"policy: expected tolerances for {', '.join(sorted(CLOCKS['cuda']))}")
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,10 @@ def judge(run: Run, case: Case) -> Judgement:
         record = getattr(case, name)
         if record is not None and record.device != run.environment.device:
             raise ValueError(f"{name}: it was taken on {record.device}; the run on {run.environment.device}")
+    for workload, entries in (case.baseline.entries if case.baseline else {}).items():
+        if set(entries) != CLOCKS[run.environment.device_type]:
+            wanted = ", ".join(sorted(CLOCKS[run.environment.device_type]))
+            raise ValueError(f"baseline: expected {workload} on {wanted}, as the run; got {', '.join(entries)}")
     expected = case.expected
     if expected is None:
         expected = tuple(case.baseline.entries) if case.baseline else ()
@@ -180,8 +194,12 @@ class _Judge:
         if not series:
             return Status.INCONCLUSIVE, dropped[-1] if dropped else "no samples"
         checked = {check.process for check in self.run.checks if check.workload == workload}
-        if not {one.process for one in series} <= checked:
+        timed = {one.process for one in series}
+        if not timed <= checked:
             return Status.INCONCLUSIVE, "timed without a check of its results"
+        if checked - timed:
+            why = f": {dropped[-1]}" if dropped else ""
+            return Status.INCONCLUSIVE, f"no samples of {len(checked - timed)} of {len(checked)} processes{why}"
         return None
 
     def _series(self, workload: str, clock: str, implementation: str, beside: str) -> list[Series]:

@@ -14,9 +14,9 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import NonNegativeFloat, PositiveFloat, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeFloat, PositiveFloat, TypeAdapter, ValidationError
 
 
 class RecordError(ValueError):
@@ -37,6 +37,7 @@ class Record(Strict):
     VERSION: ClassVar[int]  # of the format; to be raised with every change of a field
 
 
+Microseconds = Annotated[float, Field(ge=1e-3, le=1e10)]  # a nanosecond to three hours: nothing else was measured
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
@@ -107,8 +108,8 @@ class Series(Strict):
     process: int
     implementation: str  # of the state that is measured: "fused" or "reference"
     beside: str  # "reference", "base fused" or "base reference"
-    us: tuple[PositiveFloat, ...]
-    beside_us: tuple[PositiveFloat, ...]
+    us: tuple[Microseconds, ...]
+    beside_us: tuple[Microseconds, ...]
     quiet: bool  # False if other work on the machine disturbed most pairs, so that these had to be kept
 
     def __post_init__(self) -> None:
@@ -149,6 +150,10 @@ class Run(Record):
 
     def __post_init__(self) -> None:
         datetime.datetime.fromisoformat(self.created)
+        names = [(one.workload, one.clock, one.process, one.implementation, one.beside) for one in self.series]
+        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        if twice:
+            raise ValueError(f"series: expected each once; got {twice} again")
 
     def with_more(self, more: Run) -> Run:
         """This run and further processes of it.

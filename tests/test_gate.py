@@ -261,7 +261,7 @@ def test_noise_that_forbids_the_tolerance_raises_it_and_says_what_can_be_seen():
 
 
 def test_a_tolerance_below_the_noise_is_refused_with_the_one_that_is_allowed():
-    wanted = dataclasses.replace(POLICY, slowdowns={"cuda": {"device_us": 0.001, "call_us": 0.05}})
+    wanted = dataclasses.replace(POLICY, slowdowns={**POLICY.slowdowns, "cuda": {"device_us": 0.001, "call_us": 0.05}})
     with pytest.raises(ValueError, match=rf"--max-slowdown: expected at least 0\.\d+ for {NAME}.*; got 0\.1"):
         refuse_what_noise_forbids(_compared(), Case(wanted, noise=make_noise()))
     refuse_what_noise_forbids(_compared(), Case(POLICY, noise=make_noise()))
@@ -387,6 +387,30 @@ def test_the_compiled_code_stands_beside_the_slowdown():
     assert "in the compiled code, registers 48 to 80, loads of 16 bytes 9 to 0" in reason
     as_fast = judge_(dataclasses.replace(_compared(1.0), counts=counts), POLICY, None)
     assert not any("compiled" in v.reason for v in as_fast.verdicts)
+
+
+def test_a_process_without_samples_is_never_green():
+    """All its blocks were dropped: what the others say is not the whole."""
+    run = make_run(steady())
+    kept = tuple(one for one in run.series if (one.clock, one.process) != ("device_us", 2))
+    state = GpuState(1200, 2619, 88, 700.0, ("power cap",), 0)
+    block = Block(NAME, 2, "device_us", state.fault, state)
+    verdicts = _by_clock(judge_(dataclasses.replace(run, series=kept, blocks=(block,)), POLICY, None))
+    assert verdicts["device_us"].status is Status.INCONCLUSIVE
+    assert verdicts["device_us"].reason == "no samples of 1 of 4 processes: the GPU was throttled: power cap"
+    assert verdicts["call_us"].status is Status.PASS
+
+
+@pytest.mark.parametrize("changes", [{"floors": {}}, {"error": 0.0}, {"looks": 0}, {"tolerances": {}}])
+def test_a_policy_that_judges_nothing_is_refused(changes):
+    with pytest.raises(ValueError, match="policy: expected"):
+        dataclasses.replace(POLICY, **changes)
+
+
+def test_a_baseline_of_other_clocks_is_refused():
+    run = make_run({(NAME, "call_us"): [4.0] * 3}, environment=dataclasses.replace(CPU, device=GPU.device))
+    with pytest.raises(ValueError, match="baseline: expected .* on call_us, as the run; got device_us, call_us"):
+        judge_(run, POLICY, _baseline())
 
 
 def test_noise_is_taken_within_runs():

@@ -54,13 +54,18 @@ def _break(path, **changes):
         (lambda path: _break(path, series=[{"workload": NAME}]), "series.0.clock: Field required"),
         (lambda path: _break(path, series=[_series(us=[1.0])]), "expected pairs; got 1 and 2 samples"),
         (lambda path: _break(path, series=[_series(us=[], beside_us=[])]), "expected pairs; got 0 and 0"),
-        (lambda path: _break(path, series=[_series(us=[1.0, -2.0])]), "series.0.us.1: Input should be greater than 0"),
+        (
+            lambda path: _break(path, series=[_series(us=[1.0, -2.0])]),
+            "series.0.us.1: Input should be greater than or equal to 0.001",
+        ),
         (lambda path: _break(path, series=[_series(us=[1.0, None])]), "series.0.us.1: Input should be a valid number"),
         (lambda path: _break(path, series=[_series(us=[1.0, True])]), "series.0.us.1: Input should be a valid number"),
         (
             lambda path: _break(path, series=[_series(us=[1.0, 1e999])]),
             "series.0.us.1: Input should be a finite number",
         ),
+        (lambda path: _break(path, series=[_series(us=[1.0, 1e-320])]), "series.0.us.1: Input should be greater than"),
+        (lambda path: _break(path, series=[_series(), _series()]), "series: expected each once; got .*call_us"),
         (lambda path: _break(path, series=[_series(process="0")]), "series.0.process: Input should be a valid integer"),
     ],
 )
