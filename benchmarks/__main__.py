@@ -40,7 +40,9 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers end with us, however we are told to
+    # Workers end with us however we are told to; a shell starts background jobs with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         return int(options.command(options))
     except (results.RecordError, ValueError, RuntimeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from benchmarks import __main__ as cli
 from benchmarks import measure, results, session
@@ -92,3 +93,15 @@ def test_what_can_be_caught_follows_from_the_known_noise(selftests, capsys):
 def test_nothing_to_do_is_an_error(selftests, capsys):
     assert selftests()[0] == 2
     assert "expected --same or --planted" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="plants a slowdown of the CPU backend; here is a GPU to measure on"
+)
+def test_a_real_slowdown_does_not_pass(tmp_path):
+    """Planted, measured in real processes, judged. A busy machine may leave it in doubt, which is no pass either."""
+    path = tmp_path / "selftest.json"
+    cli.main(["selftest", "--planted", "1", "--mutant", "cpu-second-pass", "--output", str(path)])
+    (run,) = json.loads(path.read_text())["runs"]
+    assert run["status"] in ("REGRESSION", "INCONCLUSIVE")
+    assert run["slowdown"] > 0.1

@@ -28,6 +28,7 @@ L2_MULTIPLE = 3  # of the L2 cache's size that rotating logits cover
 DRAWS, DRAWS_BYTES = 64, 2**29  # so many, as far as they fit
 WARM_UP_SECONDS = {"cuda": 0.1, "cpu": 0.3}  # at most, an implementation
 SETTLED = 0.05  # warm-up ends when two successive medians of three calls differ by less, or its time is over
+SPIN_SECONDS = 0.005  # for which OpenMP's threads of the other side may still spin and take a processor from ours
 # The call's work for the host: a wait of its own, a copy to the host, an allocation on the device.
 SYNCHRONIZATIONS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
@@ -222,11 +223,13 @@ class Bench:
         self.ids.copy_(self.prepared)
         if self.device == "cuda":
             self.torch.cuda.synchronize()
+        else:
+            time.sleep(SPIN_SECONDS)
 
     def _host_clocks(self, implementation: str) -> tuple[float, float, int, int]:
         logits = self._next_logits()
-        waited_ns = machine.waited_ns() if self.device == "cpu" else 0
         self._prepare()
+        waited_ns = machine.waited_ns() if self.device == "cpu" else 0
         start = time.perf_counter_ns()
         self._call(implementation, logits)
         returned = time.perf_counter_ns()
