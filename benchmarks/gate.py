@@ -365,12 +365,29 @@ def _notes(run: Run, case: Case) -> list[str]:
         notes.append("The working tree has uncommitted changes: this run enters no history.")
     if run.skipped:
         notes.append(f"Left out, because they need a GPU: {', '.join(run.skipped)}.")
+    if inside := _inside_graphs(run):
+        notes.append(f"In a CUDA graph, microseconds a call, recorded and not judged: {inside}.")
     faults = [block.fault for block in run.blocks if block.fault]
     if faults:
         notes.append(
             f"{len(faults)} of {len(run.blocks)} blocks of samples were dropped: {'; '.join(sorted(set(faults)))}."
         )
     return notes
+
+
+def _inside_graphs(run: Run) -> str:
+    parts = []
+    for workload in run.workloads:
+        for beside in ("base fused", "reference"):
+            series = [
+                one
+                for one in run.series
+                if (one.workload, one.clock, one.implementation, one.beside) == (workload, "graph_us", "fused", beside)
+            ]
+            if series:
+                us, beside_us = stats.median_us(series), stats.median_us(series, beside=True)
+                parts.append(f"{workload} {us:.2f} beside {beside_us:.2f} ({beside})")
+    return ", ".join(parts)
 
 
 def comparison(judgement: Judgement) -> Judgement:

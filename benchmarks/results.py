@@ -104,7 +104,7 @@ class Series(Strict):
     beside_us[i]."""
 
     workload: str
-    clock: str  # "device_us" or "call_us"; "host_us" is recorded and not judged
+    clock: str  # "device_us" or "call_us"; "host_us" and "graph_us" are recorded and not judged
     process: int
     implementation: str  # of the state that is measured: "fused" or "reference"
     beside: str  # "reference", "base fused" or "base reference"

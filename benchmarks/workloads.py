@@ -1,6 +1,7 @@
 """The named workloads that everything measures: shapes of real models, seeded inputs of realistic confidence.
 
-A name is BxLxV-dtype-share: blocks, positions a block, vocabulary, dtype of the logits, percent of positions masked.
+A name is BxLxV-dtype-share: blocks, positions a block, vocabulary, dtype of the logits, percent of positions masked; with
+`-warm`, every call reads the same logits, which then lie in the cache, as right after the model has written them.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ class Workload:
     vocab: int
     dtype: str
     masked_percent: int
+    warm: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.batch}x{self.block_length}x{self.vocab}-{self.dtype}-{self.masked_percent}"
+        shape = f"{self.batch}x{self.block_length}x{self.vocab}-{self.dtype}-{self.masked_percent}"
+        return f"{shape}-warm" if self.warm else shape
 
     @property
     def mask_id(self) -> int:
@@ -51,8 +54,8 @@ class Workload:
 
     @property
     def needs_gpu(self) -> bool:
-        """Too large for a CPU to be of use."""
-        return self.batch >= 32
+        """Too large for a CPU to be of use, or about a GPU's cache."""
+        return self.batch >= 32 or self.warm
 
 
 def _shares(batch: int, block_length: int, vocab: int, dtype: str, *percents: int) -> list[Workload]:
@@ -71,6 +74,8 @@ WORKLOADS: dict[str, Workload] = {
         *_shares(1, 32, 126464, "bf16", 100),  # LLaDA
         *_shares(8, 4, 151936, "bf16", 100),  # SDAR
         *_shares(1, 32, 50257, "fp16", 100),  # rows that do not start on 16 bytes
+        Workload(1, 32, 128000, "fp16", 100, warm=True),
+        Workload(1, 32, 157184, "bf16", 100, warm=True),
     )
 }
 QUICK = ("1x32x128000-fp16-100", "1x32x157184-bf16-100", "1x32x157184-bf16-50", "8x4x151936-bf16-100")

@@ -420,3 +420,13 @@ def test_noise_is_taken_within_runs():
     noise = entries[NAME]["device_us"]["fused beside base fused"]
     assert noise.processes == 7
     assert noise.deviation == pytest.approx(0.0018, rel=0.1)
+
+
+def test_calls_inside_a_graph_are_told_and_not_judged():
+    run = make_run(steady())
+    inside = dataclasses.replace(run.series[0], clock="graph_us", us=(5.0,) * 3, beside_us=(60.0,) * 3)
+    judgement = judge_(dataclasses.replace(run, series=(*run.series, inside)), POLICY, None)
+    assert {verdict.clock for verdict in judgement.verdicts} == {"device_us", "call_us"}
+    assert f"In a CUDA graph, microseconds a call, recorded and not judged: {NAME} 5.00 beside 60.00 (reference)." in (
+        judgement.notes
+    )

@@ -182,10 +182,92 @@ def test_samples_on_the_device_clock_are_given_back_to_their_calls():
         ((head, reference), {head: [], reference: []}),
     ]
     ended = {"head": [1.0, 2.0, 3.0, 4.0], "base": [10.0, 20.0, 30.0, 40.0]}
-    assert measure._on_the_device_clock(turns, ended, 2) == {
+    assert measure._on_the_clocks_of_the_gpu("device_us", turns, ended, 2) == {
         ("device_us", (head, base)): [(1.0, 10.0), (2.0, 20.0)],
         ("device_us", (head, reference)): [(3.0, 30.0), (4.0, 40.0)],
     }
+
+
+class _OnAGpu:
+    """A worker that says it is on a GPU, where `unsampled` cannot be captured in a graph."""
+
+    def __init__(self, *unsampled):
+        self.unsampled = unsampled
+        self.taken = []
+
+    def ask(self, do, **arguments):
+        self.send(do, **arguments)
+        return self.receive()
+
+    def send(self, do, **arguments):
+        if do == "begin":
+            self.clock = arguments["clock"]
+            captured = [name for name in ("fused", "reference") if name not in self.unsampled]
+            self.reply = captured if self.clock == "graph_us" else ["fused", "reference"]
+        elif do == "sample":
+            calls = [1.0] * arguments["calls"]
+            self.taken += calls
+            self.reply = [(1.0, 1.0, 1000, 0) for _ in calls] if self.clock == "call_us" else []
+        elif do == "end":
+            self.reply, self.taken = self.taken, []
+        else:
+            self.reply = {"passed": True, "detail": "", "digest": "", "counts": {}}
+
+    def receive(self):
+        return self.reply
+
+
+def test_calls_in_a_graph_are_timed_where_they_can_be_captured():
+    """In every process of a run, in the first of a comparison; never an implementation that waits for the GPU."""
+
+    def pairs(workers, process=0):
+        conductor = measure._Conductor("cuda", 5, None)
+        conductor.measure_workload(TINY, {process: workers})
+        assert {"device_us", "call_us"} <= {one.clock for one in conductor.series}
+        return {(one.implementation, one.beside) for one in conductor.series if one.clock == "graph_us"}
+
+    assert pairs({"head": _OnAGpu()}, process=1) == {("fused", "reference")}
+    assert pairs({"head": _OnAGpu(), "base": _OnAGpu()}) == {
+        ("fused", "base fused"), ("fused", "reference"), ("reference", "base reference"),
+    }  # fmt: skip
+    assert pairs({"head": _OnAGpu(), "base": _OnAGpu()}, process=1) == set()
+    assert pairs({"head": _OnAGpu("fused"), "base": _OnAGpu()}) == {("reference", "base reference")}
+    assert pairs({"head": _OnAGpu("fused", "reference")}) == set()
+
+
+@pytest.mark.gpu
+def test_a_graph_replays_checked_calls_and_a_call_that_waits_is_left_out(tiny, monkeypatch):
+    bench = Bench(TINY.name, 0)
+    assert bench.begin("graph_us") == ["fused", "reference"]
+    for implementation in ("fused", "reference", "fused"):
+        assert bench.sample(implementation, 1) == []
+    fused_us, reference_us, again_us = bench.end()
+    assert 0.5 < fused_us < reference_us
+    assert 0.5 < again_us < reference_us
+
+    fused = bench.implementations["fused"]
+
+    def waits(*arguments, **outputs):
+        torch.cuda.synchronize()
+        fused(*arguments, **outputs)
+
+    bench.implementations["fused"] = waits
+    assert bench.begin("graph_us") == ["reference"]
+    assert bench.sample("reference", 1) == []
+    assert len(bench.end()) == 1
+    bench.implementations["fused"] = fused
+    assert bench.begin("graph_us") == ["fused", "reference"]  # nothing is left of the failed capture
+    bench.end()
+    calls = []
+
+    def only_at_first(logits, ids, *arguments):
+        calls.append(1)
+        if len(calls) < 3:
+            fused(logits, ids, *arguments)
+
+    bench.implementations["fused"] = only_at_first
+    with pytest.raises(RuntimeError, match="in a CUDA graph, fused leaves other ids"):
+        bench.begin("graph_us")
 
 
 def test_two_runs_take_different_processors(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ def test_the_names_that_others_refer_to():
     assert {
         "1x32x128000-fp16-100", "1x32x157184-bf16-50", "4x32x157184-bf16-6", "32x32x157184-bf16-100",
         "128x32x157184-bf16-100", "1x32x157184-fp32-100", "1x32x126464-bf16-100", "8x4x151936-bf16-100",
-        "1x32x50257-fp16-100",
+        "1x32x50257-fp16-100", "1x32x128000-fp16-100-warm",
     } <= set(WORKLOADS)  # fmt: skip
     assert len(QUICK) == 4
     assert set(QUICK) <= set(WORKLOADS)
@@ -23,7 +23,8 @@ def test_the_names_that_others_refer_to():
 
 def test_selection():
     here, left_out = workloads.select(None, gpu=False)
-    assert {w.batch for w in left_out} == {32, 128}
+    assert {w.batch for w in left_out if not w.warm} == {32, 128}
+    assert not any(w.warm for w in here)
     assert [w.name for w in here + left_out if w not in here] == [w.name for w in left_out]
     assert workloads.select(None, gpu=True)[1] == []
     assert [w.name for w in workloads.select(None, gpu=False, quick=True)[0]] == list(QUICK)

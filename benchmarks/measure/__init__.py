@@ -34,17 +34,19 @@ CLOCK_METHODS = {
         "calls in rows, the first of a row not timed",
         "call_us": "host clock from an idle GPU until the result is ready; calls in rows, the first of a row not timed",
         "host_us": "host clock until the call returns, otherwise as call_us",
+        "graph_us": "a call's share of the replay of a CUDA graph of 16 calls or more, by CUDA events; the ids are "
+        "restored before the replay; the first of two replays is not timed",
     },
     "cpu": {"call_us": "host clock around the call"},
 }
-CLOCKS = {"cuda": ("device_us", "call_us"), "cpu": ("call_us",)}  # that blocks of samples are taken on
-# Calls in a row, a sample each, before it is the other's turn. On an H100, 200 pairs on the device's clock leave the
-# median of their ratios a standard error of 0.25 %, as much as two processes differ anyway.
-CALLS = {"cuda": 4, "cpu": 1}
-TURNS_A_BLOCK = {"device_us": 50, "call_us": 30}
+# The clocks that blocks of samples are taken on, and calls in a row, a sample each, before it is the other's turn. On an
+# H100, 200 pairs on the device's clock leave the median of their ratios a standard error of 0.25 %, as much as two
+# processes differ anyway.
+CALLS = {"cuda": {"device_us": 4, "call_us": 4, "graph_us": 1}, "cpu": {"call_us": 1}}
+TURNS_A_BLOCK = {"device_us": 50, "call_us": 30, "graph_us": 20}
 MAX_BLOCKS = {"cuda": 3, "cpu": 1}  # of one workload, clock and process
 # A process's samples end when the median of its log ratios is known to this standard error, or at MAX_BLOCKS.
-PRECISION = {"device_us": 0.002, "call_us": 0.01}
+PRECISION = {"device_us": 0.002, "call_us": 0.01, "graph_us": math.inf}  # the last is not judged: one block
 MAX_SECONDS = {"cuda": 2.0, "cpu": 0.9}  # of a block, after which no further turn is started
 MIN_TURNS = 3
 RETAKES = 2  # of a block during which the GPU was throttled or another process used it
@@ -200,7 +202,9 @@ class _Conductor:
             for name, counts in _ask_all(workers, "counts").items():
                 self.counts.setdefault(name, {})[workload] = counts
         rng = random.Random(f"{self.seed} {process} {workload}")
-        for clock in CLOCKS[self.device]:
+        for clock in CALLS[self.device]:
+            if clock == "graph_us" and "base" in workers and process > 0:
+                continue  # in a comparison one process is enough for what is not judged
             self._measure_clock(workload, process, clock, workers, rng)
 
     def _measure_clock(
@@ -218,6 +222,8 @@ class _Conductor:
                 if retakes > RETAKES:
                     return
                 continue
+            if not pairs:
+                return
             blocks += 1
             quiet = quiet and was_quiet
             for key, values in pairs.items():
@@ -234,24 +240,26 @@ class _Conductor:
         self, clock: str, process: int, workers: dict[str, Worker], rng: random.Random
     ) -> tuple[dict[tuple[str, Pair], list[tuple[float, float]]], bool, GpuState | None]:
         """One block of pairs by clock and pair; whether other work left it alone; the GPU's state at its end."""
-        _ask_all(workers, "begin", clock=clock, core=self.cores.get(process))
+        ready = _ask_all(workers, "begin", clock=clock, core=self.cores.get(process))
         turns: list[Turn] = []
         deadline = time.monotonic() + MAX_SECONDS[self.device]
         number = 0
         while number < TURNS_A_BLOCK[clock] and (number < MIN_TURNS or time.monotonic() < deadline):
             for pair in _pairs_of(workers, number % REFERENCE_EVERY[self.device] == 0):
+                if any(implementation not in ready[side] for side, implementation in pair):
+                    continue
                 # A dictionary keeps the order in which they were taken.
                 turn = {}
                 for side, implementation in rng.sample(pair, 2):
                     turn[side, implementation] = workers[side].ask(
-                        "sample", implementation=implementation, calls=CALLS[self.device]
+                        "sample", implementation=implementation, calls=CALLS[self.device][clock]
                     )
                 turns.append((pair, turn))
             number += 1
         state = self.gpu.state(self.ours) if self.gpu else None
         ended = _ask_all(workers, "end")
-        if clock == "device_us":
-            return _on_the_device_clock(turns, ended, CALLS[self.device]), True, state
+        if clock in ("device_us", "graph_us"):
+            return _on_the_clocks_of_the_gpu(clock, turns, ended, CALLS[self.device][clock]), True, state
         return *_on_the_host_clocks(turns, self.device), state
 
 
@@ -274,15 +282,15 @@ def _pairs_of(workers: dict[str, Worker], with_reference: bool) -> list[Pair]:
     return pairs
 
 
-def _on_the_device_clock(
-    turns: Sequence[Turn], ended: dict[str, list[float]], calls: int
+def _on_the_clocks_of_the_gpu(
+    clock: str, turns: Sequence[Turn], ended: dict[str, list[float]], calls: int
 ) -> dict[tuple[str, Pair], list[tuple[float, float]]]:
     """Each worker reports its samples in its own order."""
     samples = {name: iter(values) for name, values in ended.items()}
     taken: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
     for pair, turn in turns:
         us = {member: list(itertools.islice(samples[member[0]], calls)) for member in turn}
-        taken.setdefault(("device_us", pair), []).extend(zip(us[pair[0]], us[pair[1]], strict=True))
+        taken.setdefault((clock, pair), []).extend(zip(us[pair[0]], us[pair[1]], strict=True))
     return taken
 
 

@@ -2,7 +2,7 @@
 
 Ids are restored from a prepared copy before each call, outside the sample. On a GPU each call takes the next of many
 draws of logits: together they cover at least three times the L2 cache, so that they come from memory, and where each of
-them lies there, which makes a few percent, averages out.
+them lies there, which makes a few percent, averages out. A warm workload has one draw.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 L2_MULTIPLE = 3  # of the L2 cache's size that rotating logits cover
 DRAWS, DRAWS_BYTES = 64, 2**29  # so many, as far as they fit
+GRAPH_CALLS = 16  # in a CUDA graph, at least: the start of a replay takes a microsecond or two
+QUEUED_CYCLES = 400_000  # of the GPU, 0.2 ms, in which the host launches a graph
 WARM_UP_SECONDS = {"cuda": 0.1, "cpu": 0.3}  # at most, an implementation
 SETTLED = 0.05  # warm-up ends when two successive medians of three calls differ by less, or its time is over
 SPIN_SECONDS = 0.005  # for which OpenMP's threads of the other side may still spin and take a processor from ours
@@ -72,7 +74,7 @@ class Bench:
             "reference": dllm_post_process_reference,
         }
         copies = 1
-        if self.device == "cuda":
+        if self.device == "cuda" and not self.workload.warm:
             l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
             cold = -(-L2_MULTIPLE * l2_bytes // self.workload.logits_bytes)
             copies = max(cold, min(DRAWS, DRAWS_BYTES // self.workload.logits_bytes))
@@ -81,6 +83,9 @@ class Bench:
         self.turn = 0
         self.samples = 0  # of the block
         self.profile: Any = None
+        self.graphs: dict[str, Any] = {}  # of the block, by implementation
+        self.graph_ids = self.prepared.expand(max(len(self.draws), GRAPH_CALLS), *self.prepared.shape).clone()
+        self.replay_us: list[float] = []  # of the block, a call
         self.processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
     def check(self) -> dict[str, Any]:
@@ -136,8 +141,8 @@ class Bench:
                 before = now
         return calls
 
-    def begin(self, clock: str, core: int | None = None) -> None:
-        """Start a block of samples on the device's clock ("device_us") or the host's ("call_us"), on that processor."""
+    def begin(self, clock: str, core: int | None = None) -> list[str]:
+        """Start a block of samples on a clock and processor; the implementations that it can be read for."""
         gc.collect()
         if core is not None:
             os.sched_setaffinity(0, {core})
@@ -145,11 +150,20 @@ class Bench:
         if clock == "device_us":
             self.profile = _profiler()
             self.profile.__enter__()
+        elif clock == "graph_us":
+            self.replay_us = []
+            for name in self.implementations:
+                self._capture(name)
+            return list(self.graphs)
+        return list(self.implementations)
 
     def sample(self, implementation: str, calls: int) -> list[tuple[float, float, int, int]]:
         """On the host's clock, of each call: microseconds until the result is ready and until the call returned, and
-        nanoseconds of the sample and of our threads' waiting for a processor in it. On the device's, nothing before
-        `end`."""
+        nanoseconds of the sample and of our threads' waiting for a processor in it. On the GPU's, nothing before `end`."""
+        if self.graphs:
+            self._replay(implementation)
+            self.replay_us += [self._replay(implementation) for _ in range(calls)]
+            return []
         if self.device == "cuda":
             # The other side has used the caches of processor and GPU: a call that is not timed fills them again.
             self._prepare()
@@ -161,11 +175,13 @@ class Bench:
         return []
 
     def end(self) -> list[float]:
-        """The samples of a block on the device's clock, in microseconds."""
+        """The samples of a block on a clock of the GPU's, in microseconds."""
         if self.processors:
             os.sched_setaffinity(0, self.processors)
         if self.profile is None:
-            return []
+            self.graphs.clear()
+            replay_us, self.replay_us = self.replay_us, []
+            return replay_us
         profile, self.profile = self.profile, None
         profile.__exit__(None, None, None)
         return device_us_of_ranges(profile.profiler.kineto_results.events(), "sample ", self.samples)
@@ -201,6 +217,41 @@ class Bench:
         if kernels:
             counts |= dataclasses.asdict(machine_code.together(map(machine_code.read, kernels)))
         return counts
+
+    def _capture(self, implementation: str) -> None:
+        """Into a CUDA graph: calls in turn on every draw and on ids of their own; none where it cannot be captured.
+
+        Raises:
+            RuntimeError: its replay leaves other ids than calls outside of a graph.
+        """
+        torch = self.torch
+        graph = torch.cuda.CUDAGraph()
+        logits_of = [self.draws[number % len(self.draws)] for number in range(len(self.graph_ids))]
+        try:
+            with torch.cuda.graph(graph):
+                for logits, ids in zip(logits_of, self.graph_ids, strict=True):
+                    self.implementations[implementation](logits, ids, self.workload.mask_id, workloads.THRESHOLD)
+        except RuntimeError:  # torch's for what a stream that is captured does not permit, such as a wait
+            return
+        self.graphs[implementation] = graph
+        self._replay(implementation)
+        for logits, ids in zip(logits_of, self.graph_ids, strict=True):
+            self.ids.copy_(self.prepared)
+            self._call(implementation, logits)
+            if not torch.equal(self.ids, ids):
+                raise RuntimeError(f"{self.workload.name}: in a CUDA graph, {implementation} leaves other ids")
+
+    def _replay(self, implementation: str) -> float:
+        """Microseconds a call, by CUDA events around the replay of a graph that was launched while the GPU was busy."""
+        torch = self.torch
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.graph_ids.copy_(self.prepared.expand_as(self.graph_ids))
+        torch.cuda._sleep(QUEUED_CYCLES)
+        start.record()
+        self.graphs[implementation].replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e3 / len(self.graph_ids)
 
     def _profiled(self, implementation: str) -> None:
         logits = self._next_logits()
