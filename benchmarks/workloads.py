@@ -1,7 +1,7 @@
 """The named workloads that everything measures: shapes of real models, seeded inputs of realistic confidence.
 
-A name is BxLxV-dtype-share: blocks, positions a block, vocabulary, dtype of the logits, percent of positions masked; with
-`-warm`, every call reads the same logits, which then lie in the cache, as right after the model has written them.
+A name is BxLxV-dtype-share: blocks, positions a block, vocabulary, dtype of the logits, percent of positions masked.
+With `-warm` every call reads the same logits, which then lie in the cache, as right after the model has written them.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ CLOCK_METHODS = {
     },
     "cpu": {"call_us": "host clock around the call"},
 }
-# The clocks that blocks of samples are taken on, and calls in a row, a sample each, before it is the other's turn. On an
-# H100, 200 pairs on the device's clock leave the median of their ratios a standard error of 0.25 %, as much as two
+# The clocks that blocks of samples are taken on, and calls in a row, a sample each, before it is the other's turn. On
+# an H100, 200 pairs on the device's clock leave the median of their ratios a standard error of 0.25 %, as much as two
 # processes differ anyway.
 CALLS = {"cuda": {"device_us": 4, "call_us": 4, "graph_us": 1}, "cpu": {"call_us": 1}}
 TURNS_A_BLOCK = {"device_us": 50, "call_us": 30, "graph_us": 20}

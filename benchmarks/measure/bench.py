@@ -159,7 +159,8 @@ class Bench:
 
     def sample(self, implementation: str, calls: int) -> list[tuple[float, float, int, int]]:
         """On the host's clock, of each call: microseconds until the result is ready and until the call returned, and
-        nanoseconds of the sample and of our threads' waiting for a processor in it. On the GPU's, nothing before `end`."""
+        nanoseconds of the sample and of our threads' waiting for a processor in it. On the GPU's, nothing yet: see
+        `end`."""
         if self.graphs:
             self._replay(implementation)
             self.replay_us += [self._replay(implementation) for _ in range(calls)]
@@ -251,7 +252,7 @@ class Bench:
         self.graphs[implementation].replay()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) * 1e3 / len(self.graph_ids)
+        return float(start.elapsed_time(end)) * 1e3 / len(self.graph_ids)
 
     def _profiled(self, implementation: str) -> None:
         logits = self._next_logits()
