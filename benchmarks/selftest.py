@@ -40,6 +40,7 @@ class Outcome(results.Strict):
     reason: str
     looks: int
     seconds: float
+    commit: str | None  # that was tested, and tested with
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Selftest(results.Record):
     """All runs so far on one device."""
 
     KIND = "selftest"
-    VERSION = 2
+    VERSION = 3
 
     environment: results.Environment
     command: str
@@ -154,6 +155,7 @@ def _one(mutant: Mutant | None, seed: int) -> tuple[results.Run, Outcome]:
         worst.reason,
         looks,
         round(time.monotonic() - start, 1),
+        run.environment.commit,
     )
 
 

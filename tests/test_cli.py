@@ -219,7 +219,7 @@ def test_known_noise_is_made_of_a_commit_beside_itself(record, tmp_path, capsys)
     ("judged", "message"),
     [
         ({"policy": 1}, "policy: Input should be"),
-        ({}, "0 verdicts recorded, 34 derived"),
+        ({}, "0 verdicts recorded, 38 derived"),
         ({"verdicts": "none"}, "verdicts: Input should be"),
     ],
 )

@@ -146,6 +146,7 @@ def test_a_changed_reference_is_a_failed_check(tiny):
 
 def test_an_undecidable_row_excuses_its_own_block_only(tiny, monkeypatch):
     bench = Bench(TINY.name, 0)
+    bench.draws = bench.draws[:1]
     first = bench.draws[0][0].softmax(-1).amax(-1)[bench.prepared[0] == tiny.mask_id][0]
     monkeypatch.setattr(workloads, "THRESHOLD", float(first))  # a row of the first block lies at the threshold
     for block, passes in [(0, True), (1, False)]:
@@ -217,7 +218,7 @@ class _OnAGpu:
         return self.reply
 
 
-def test_calls_in_a_graph_are_timed_where_they_can_be_captured():
+def test_calls_in_a_graph_are_timed_where_they_can_be_captured(tiny):
     """In every process of a run, in the first of a comparison; never an implementation that waits for the GPU."""
 
     def pairs(workers, process=0):

@@ -51,8 +51,10 @@ MAX_SECONDS = {"cuda": 2.0, "cpu": 0.9}  # of a block, after which no further tu
 MIN_TURNS = 3
 RETAKES = 2  # of a block during which the GPU was throttled or another process used it
 MAX_WAIT = 0.05  # of a pair's time that our threads, together, may wait for a processor
-REFERENCE_EVERY = {"cuda": 10, "cpu": 4}  # turns, when head and base are compared: the reference takes most of the time
-TOGETHER_BYTES = 2**28  # of logits, up to which all processes hold a workload at once: else memory may not suffice
+REFERENCE_EVERY = {"cuda": 20, "cpu": 4}  # turns, when head and base are compared: the reference takes most of the time
+# Of logits, up to which all processes hold a workload at once: else memory may not suffice. Calls on more take so long
+# that what ran before them does not matter: they come one in a row.
+TOGETHER_BYTES = 2**28
 
 Progress = Callable[[str], None]
 # A pair: whose and which implementation, beside whose and which.
@@ -210,11 +212,13 @@ class _Conductor:
     def _measure_clock(
         self, workload: str, process: int, clock: str, workers: dict[str, Worker], rng: random.Random
     ) -> None:
+        large = workloads.WORKLOADS[workload].logits_bytes > TOGETHER_BYTES
+        calls = 1 if large else CALLS[self.device][clock]
         taken: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
         quiet = True
         blocks = retakes = 0
         while blocks < MAX_BLOCKS[self.device]:
-            pairs, was_quiet, state = self._block(clock, process, workers, rng)
+            pairs, was_quiet, state = self._block(clock, calls, process, workers, rng)
             fault = "" if state is None else state.fault
             self.blocks.append(Block(workload, process, clock, fault, state))
             if fault:
@@ -237,7 +241,7 @@ class _Conductor:
             self.series.append(Series(workload, name, process, implementation, beside, us, beside_us, quiet))
 
     def _block(
-        self, clock: str, process: int, workers: dict[str, Worker], rng: random.Random
+        self, clock: str, calls: int, process: int, workers: dict[str, Worker], rng: random.Random
     ) -> tuple[dict[tuple[str, Pair], list[tuple[float, float]]], bool, GpuState | None]:
         """One block of pairs by clock and pair; whether other work left it alone; the GPU's state at its end."""
         ready = _ask_all(workers, "begin", clock=clock, core=self.cores.get(process))
@@ -251,15 +255,13 @@ class _Conductor:
                 # A dictionary keeps the order in which they were taken.
                 turn = {}
                 for side, implementation in rng.sample(pair, 2):
-                    turn[side, implementation] = workers[side].ask(
-                        "sample", implementation=implementation, calls=CALLS[self.device][clock]
-                    )
+                    turn[side, implementation] = workers[side].ask("sample", implementation=implementation, calls=calls)
                 turns.append((pair, turn))
             number += 1
         state = self.gpu.state(self.ours) if self.gpu else None
         ended = _ask_all(workers, "end")
         if clock in ("device_us", "graph_us"):
-            return _on_the_clocks_of_the_gpu(clock, turns, ended, CALLS[self.device][clock]), True, state
+            return _on_the_clocks_of_the_gpu(clock, turns, ended, calls), True, state
         return *_on_the_host_clocks(turns, self.device), state
 
 

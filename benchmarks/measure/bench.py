@@ -204,12 +204,14 @@ class Bench:
         with _launched_kernels() as kernels:
             self._call("fused", self._next_logits())
         allocations = torch.cuda.memory_stats().get("allocation.all.allocated", 0) - before
-        self.begin("device_us")
-        profile = self.profile
-        self._profiled("fused")
-        self.end()
+        with _profiler() as profile:
+            self._prepare()
+            with torch.profiler.record_function("sample 0"):
+                with torch.profiler.record_function("call"):
+                    self._call("fused", self._next_logits())
+                torch.cuda.synchronize()
         events = profile.profiler.kineto_results.events()
-        waits = [name for name in _inside(events, "call 0", gpu=False) if name.startswith(SYNCHRONIZATIONS)]
+        waits = [name for name in _inside(events, "call", gpu=False) if name.startswith(SYNCHRONIZATIONS)]
         counts = {
             "launches": len(_inside(events, "sample 0", gpu=True)),
             "synchronizations": len(waits),
@@ -257,10 +259,8 @@ class Bench:
     def _profiled(self, implementation: str) -> None:
         logits = self._next_logits()
         self._prepare()
-        record_function = self.torch.profiler.record_function
-        with record_function(f"sample {self.samples}"):
-            with record_function(f"call {self.samples}"):
-                self._call(implementation, logits)
+        with self.torch.profiler.record_function(f"sample {self.samples}"):
+            self._call(implementation, logits)
             self.torch.cuda.synchronize()
         self.samples += 1
 
@@ -306,13 +306,14 @@ def _watch_loaded_kernels() -> None:
 
 @contextmanager
 def _launched_kernels() -> Iterator[list[Path]]:
-    """The machine code of the Triton kernels that are launched meanwhile, filled in as they are."""
+    """The machine code of the Triton kernels that are launched meanwhile and were loaded under `start`'s eyes."""
     import triton
 
     kernels: list[Path] = []
 
     def note(launch: Any) -> None:
-        kernels.append(_loaded[launch.get()["function"]])
+        if code := _loaded.get(launch.get()["function"]):
+            kernels.append(code)
 
     triton.knobs.runtime.launch_enter_hook.add(note)
     try:
@@ -344,7 +345,7 @@ def device_us_of_ranges(events: Sequence[Any], prefix: str, count: int) -> list[
             if name.startswith(prefix):
                 index = int(name.removeprefix(prefix))
                 starts[index], ends[index] = event.start_ns(), event.start_ns() + event.duration_ns()
-        elif not name.startswith(("sample ", "call ")):  # GPU copies of the ranges themselves
+        elif not name.startswith(prefix):  # GPU copies of the ranges themselves
             activity.append((event.start_ns(), event.duration_ns()))
     busy_ns = [0] * count
     index = 0
@@ -369,5 +370,5 @@ def _inside(events: Sequence[Any], named: str, *, gpu: bool) -> list[str]:
         for event in events
         if (event.device_type() != DeviceType.CPU) is gpu
         and start <= event.start_ns() < end
-        and not event.name().startswith(("sample ", "call "))
+        and not event.name().startswith(("sample", "call"))
     ]
