@@ -57,7 +57,7 @@ class Mutant:
 
 
 def _kernel_longer(cycles: str, where: str = "True") -> tuple[Edit, ...]:
-    """The last program of a block waits for `cycles` of the processor's clock, an expression of the launcher's, `where`
+    """The last program of a block idles for `cycles` of the processor's clock, an expression of the launcher's, `where`
     an expression of the kernel's holds."""
     clock = 'tl.inline_asm_elementwise("mov.u64 $0, %clock64;", "=l", [], dtype=tl.int64, is_pure=False, pack=1)'
     wait = f"""
@@ -68,17 +68,17 @@ def _kernel_longer(cycles: str, where: str = "True") -> tuple[Edit, ...]:
             now = {clock}
 """
     parameters = "    BLOCK_L: tl.constexpr,\n{}):\n    program"
-    launch = "        num_warps=config.num_warps,\n"
-    reset = "    tl.store(ticket_ptr, 0)\n"
+    last_constant = "MAX_BLOCK_L),  # BLOCK_L\n"
+    decided = "    if (not accepting) & (best_rank > RANK_UNMASKED):\n"
     return (
         Edit("gpu.py", parameters.format(""), parameters.format("    SPIN: tl.constexpr,\n")),
-        Edit("gpu.py", reset, reset + wait),
-        Edit("gpu.py", launch, f"{launch}        SPIN=int({cycles}),\n"),
+        Edit("gpu.py", decided, wait + decided),
+        Edit("gpu.py", last_constant, f"{last_constant}        int({cycles}),\n"),
     )
 
 
 def _share_of_device_time(share: float) -> str:
-    return f"{share} * {SM_MHZ} * {DEVICE_US}.get((rows, vocab, logits.element_size()), 10.0)"
+    return f"{share} * {SM_MHZ} * {DEVICE_US}.get((rows, vocab, itemsize), 10.0)"
 
 
 def _before_the_launch(statement: str) -> Edit:
@@ -86,15 +86,14 @@ def _before_the_launch(statement: str) -> Edit:
     return Edit("gpu.py", anchor, f"{anchor}    {statement}\n")
 
 
-_READ = """    share_maximum, share_sum, share_best, share_token = _read_share(
-        logits_ptr + row_start, split * tiles * (THREADS * WIDTH), tiles, V,
-        exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, UNROLL, THREADS, WIDTH,
-    )  # fmt: skip
+_READ = """        share_maximum, share_sum, share_best, share_token = _read_share(
+            logits_ptr + row_start, split * tiles * (THREADS * WIDTH), tiles, V,
+            exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, UNROLL, THREADS, WIDTH,
+        )  # fmt: skip
 """
-_SHAPE = "    *batch, block_length, vocab = logits.shape\n"
-_ROW_START = "    row_start = (block * stride_logits_b + position * stride_logits_l) * ALIGNMENT\n"
+_ROW_START = "        row_start = (block * stride_logits_b + position * stride_logits_l) * ALIGNMENT\n"
 # The result of the added pass is used, by adding nothing that the compiler could know of, or it would be left out.
-_KEEP = "    share_token += (tl.abs(extra_sum) == 1e38).to(tl.int32)\n"
+_KEEP = "        share_token += (tl.abs(extra_sum) == 1e38).to(tl.int32)\n"
 _EXTRA_READ = _READ.replace(
     "share_maximum, share_sum, share_best, share_token", "extra_maximum, extra_sum, extra_best, extra_token"
 )
@@ -110,8 +109,9 @@ MUTANTS = {
             (
                 Edit("gpu.py", _ROW_START, ""),
                 Edit(
-                    "gpu.py", "    if not masked:\n",
-                    f"{_ROW_START}{_EXTRA_READ}    masked = masked & (tl.abs(extra_sum) != 1e38)\n    if not masked:\n",
+                    "gpu.py", "    if masked:\n",
+                    f"    if True:\n{_ROW_START}{_EXTRA_READ}        masked = masked & (tl.abs(extra_sum) != 1e38)\n"
+                    "    if masked:\n",
                 ),
             ),
             workloads=("1x32x157184-bf16-50",),
@@ -124,7 +124,7 @@ MUTANTS = {
         Mutant(
             "scalar-loads",
             "rows are taken for unaligned, and read two bytes at a time",
-            (Edit("gpu.py", "    alignment = 16 // logits.element_size()\n", "    alignment = 1\n"),),
+            (Edit("gpu.py", "logits_strides[1] % width else width\n", "True else width\n"),),
         ),
         Mutant("extra-launch", "one more kernel a call", (_before_the_launch("input_ids.add_(0)"),)),
         Mutant(
@@ -140,7 +140,7 @@ MUTANTS = {
         Mutant(
             "float32-copy",
             "the logits are converted before the kernel reads them",
-            (Edit("gpu.py", _SHAPE, f"    logits = logits.float()\n{_SHAPE}"),),
+            (_before_the_launch("logits = logits.float()"),),
         ),
         Mutant("kernel-2-percent", "the kernel takes 2 % longer", _kernel_longer(_share_of_device_time(0.02))),
         Mutant(
@@ -176,7 +176,7 @@ MUTANTS = {
         Mutant(
             "few-masked",
             "5 % longer where less than an eighth of a block is masked",
-            _kernel_longer(_share_of_device_time(0.05), where="masked_rows * 8 < L"),
+            _kernel_longer(_share_of_device_time(0.05), where="tl.sum(chunk_masked.to(tl.int32), 0) * 8 < L"),
             workloads=(ONE_BLOCK, "1x32x157184-bf16-6"),
         ),
         Mutant(

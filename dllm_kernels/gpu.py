@@ -1,22 +1,21 @@
 """The Triton backend: one launch per call, one pass over the logits of masked rows.
 
-A program reads one share of one row's vocabulary and leaves four numbers (maximum, sum of exponentials, best candidate
-and its id) in the workspace. The last program of a block to finish, found by a ticket counter, combines the shares,
-decides and writes. Rows that are not masked leave at once and take no ticket: every program counts the block's masked
-rows itself, so it knows which ticket is the last.
+A program reads one share of one row's vocabulary and publishes what it found in the workspace: maximum, sum of
+exponentials, best candidate and its id. Programs of rows that are not masked leave at once. The last program of a block
+waits for what the others publish, combines the shares, decides, writes, and clears the workspace for the next call.
 
-Memory model. A block's last program may read partial results and write ids only after every other program of the block
-has stored its own and read the ids. Each program orders its accesses before its ticket by a barrier of all its threads
-(`tl.debug_barrier`; Triton 3.6.0 emits none by itself before an atomic) and an acquire-release atomic at GPU scope; the
-last ticket acquires them all.
+Memory model. A result is two 64-bit words, each stored at once by a relaxed atomic and never zero, so a word that is
+not zero is all there: no fence, no counter. A program publishes because it has read a masked id; so the last program,
+which overwrites ids after it has seen all results, cannot be seen by those reads (the PTX memory model's "no thin
+air"). It waits for programs of lower index alone, and GPUs start programs in order.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -27,17 +26,17 @@ from triton.language.extra import libdevice
 from dllm_kernels import workspace as workspaces
 
 MAX_PROGRAMS = 2**31 - 1  # of a launch's first dimension
-# Rows are split until there are so many programs (measured as CONFIGS below): 4x32x157184 bf16 takes 14.3 us with the
-# 5 splits of this value, 14.8 with 4. Rows that fill the GPU are left whole: 32x32x157184 bf16, with 4 warps, takes
-# 116.1 us with 1 split, 118.4 with 2.
+# Rows are split into as many programs as run at the same time: 4x32x157184 bf16 takes 11.9 us with the 4 splits of this
+# value, 17.8 with 5, whose last programs wait for the first (measured as CONFIGS below).
 PROGRAMS_PER_PROCESSOR = 4
+INTERPRETED_PROCESSORS = 16  # that Triton's interpreter is taken to have
 # Positions that the last program combines at a time. Few are rounded up until every thread has a share of its own:
 # threads that hold copies write the same shared memory at once.
 MAX_BLOCK_L = 256
 MAX_VOCAB = 2**30  # so that columns and tile ends fit int32
 
-# int32 words of a partial result: row maximum, sum of exponentials, candidate's logit, candidate's id.
-FIELDS = tl.constexpr(4)
+# int32 words of a partial result: row maximum and sum of exponentials, candidate's logit and id.
+RESULT_WORDS = 4
 NO_TOKEN = tl.constexpr(2**31 - 1)
 # In the fallback, a confidence of NaN comes after every probability, and a row that is not masked after that.
 RANK_NAN = tl.constexpr(-1.0)
@@ -60,14 +59,15 @@ class Config(NamedTuple):
 
 
 # The first line whose max_vocab holds the vocabulary counts. Measured on one H100 80GB HBM3 (torch 2.11.0, triton
-# 3.6.0) in a CUDA graph with warm L2, all rows masked, over warps 4 and 8, splits 4 to 16, unroll 2 and 4:
+# 3.6.0) in a CUDA graph, all rows masked:
 CONFIGS = (
     # One tile: a share more would only be one more partial result to combine.
     Config(max_vocab=1024, max_splits=1, num_warps=4, unroll=1),
-    # 1x32x128000 fp16 6.8 us (splits of 4: 7.0, of 16: 9.5), 1x32x157184 fp32 7.9 (4 warps 14.0), 128x32x157184 bf16
-    # 448 (4 warps or unroll 2: 456). 1x32x157184 bf16 takes 7.6 and would take 7.2 with 4 splits.
+    # 1x32x128000 fp16 with warm L2 5.8 us (splits of 4: 6.0, of 16 with 4 warps: 6.9; unroll 8: 6.3), cold 7.5.
     Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=8, unroll=4),
 )
+# Where rows alone fill the GPU: 128x32x157184 bf16 takes 439 us with 4 warps, 450 with 8.
+MANY_ROWS = Config(max_vocab=MAX_VOCAB, max_splits=1, num_warps=4, unroll=4)
 
 
 @triton.jit
@@ -123,19 +123,33 @@ def _load_masked(ids_ptr, prompt_ptr, positions, mask_id, L, stride_ids_l: tl.in
 
 
 @triton.jit
-def _count_masked(
-    first_masked, ids_ptr, prompt_ptr, mask_id, L, stride_ids_l: tl.int64, stride_prompt_l: tl.int64,
-    BLOCK_L: tl.constexpr,
-):  # fmt: skip
-    """Masked positions of a block, given which of its first BLOCK_L are."""
-    count = tl.sum(first_masked.to(tl.int32), 0)
-    start = BLOCK_L
-    while start < L:
-        positions = start + tl.arange(0, BLOCK_L)
-        masked = _load_masked(ids_ptr, prompt_ptr, positions, mask_id, L, stride_ids_l, stride_prompt_l)
-        count += tl.sum(masked.to(tl.int32), 0)
-        start += BLOCK_L
-    return count
+def _ordered(values):
+    """Integers in the order of the floats they are made of, which are not NaN; its own inverse but for the type."""
+    bits = (values + 0.0).to(tl.int32, bitcast=True)  # of -0.0, which equals it, those of 0.0
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def _key(values, index):
+    """Of all such keys the largest is that of the largest value, and of its lowest index."""
+    return (_ordered(values).to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
+
+
+@triton.jit
+def _value_of(key):
+    ordered = (key >> 32).to(tl.int32)
+    return tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _index_of(key):
+    return 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)
+
+
+@triton.jit
+def _word(high, low):
+    """Two 32-bit values in one that is stored at once."""
+    return (high.to(tl.int32, bitcast=True).to(tl.int64) << 32) | low.to(tl.uint32, bitcast=True).to(tl.int64)
 
 
 @triton.jit
@@ -169,7 +183,7 @@ def _fold_tile(
         candidate = _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
         tile_maximum = tl.max(tl.where(candidate, logits, float("-inf")), 1)
     best_tile = tl.where(tile_maximum > best, tile, best_tile)
-    best = tl.maximum(best, tile_maximum)
+    best = tl.maximum(best, tile_maximum) if EXCLUDED else new_maximum
     return new_maximum, exp_sum, error, best, best_tile
 
 
@@ -238,7 +252,7 @@ def _read_share(
 ):  # fmt: skip
     """Maximum and sum of exponentials of one share of a row, and its best candidate's logit and id.
 
-    The candidate's id is found last, by a second look at the one tile that holds it, which is still in the cache.
+    A thread finds its candidate's id last, by a second look at its own part of one tile, which is still in the cache.
     """
     TILE: tl.constexpr = THREADS * WIDTH
     offs = tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -262,17 +276,19 @@ def _read_share(
             exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED,
         )  # fmt: skip
 
-    share_maximum = tl.max(maximum, 0)
+    columns = first + best_tile[:, None] * TILE + offs
+    candidate = _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
+    logits = _load_tile(row_ptr, columns, V)
+    token = tl.min(tl.where(candidate & (logits == best[:, None]), columns, NO_TOKEN), 1)
+    key = tl.max(_key(best, token), 0)
+    share_best = _value_of(key)
+    share_token = _index_of(key)
+    share_maximum = tl.max(maximum, 0) if EXCLUDED else share_best
     shift = _shift_of(share_maximum)
     share_sum = tl.sum(exp_sum * _exp2(_shift_of(maximum) - shift), 0)
     # From a sum over 2 ** (logits * LOG2E - shift) to one over exp(logits - maximum): shift was rounded, by so little
     # that 2 ** -rounding is 1 - rounding * ln(2).
     share_sum *= 1.0 - _scaled_difference(_finite_or_zero(share_maximum), shift) * LN2
-    share_best = tl.max(best, 0)
-    columns = first + tl.min(tl.where(best == share_best, best_tile, tiles), 0) * TILE + offs
-    candidate = _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
-    logits = _load_tile(row_ptr, columns, V)
-    share_token = _min(tl.where(candidate & (logits == share_best), columns, NO_TOKEN))
     if (share_sum != share_sum) | (tl.abs(share_maximum) > MAX_SCALED_LOGIT):
         share_maximum, share_sum, share_best, share_token = _reread_share(
             row_ptr, first, tiles, offs, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, TILE
@@ -281,18 +297,30 @@ def _read_share(
 
 
 @triton.jit
-def _combine_shares(partials_ptr, positions, masked, L, splits, SPLITS: tl.constexpr):
-    """Confidence and candidate of each masked row from the partial results of its shares."""
+def _published(results_ptr, positions, masked, splits, words, SPLITS: tl.constexpr):
+    """Wait until every share of the masked rows is published, take the results and clear their places."""
     share = tl.arange(0, SPLITS)[None, :]
     offs = positions[:, None] * splits + share
     present = masked[:, None] & (share < splits)
-    field = (L * splits).to(tl.int64)
-    maxima = tl.load(partials_ptr + offs, present, 0, cache_modifier=".cg").to(tl.float32, bitcast=True)
-    sums = tl.load(partials_ptr + field + offs, present, 0, cache_modifier=".cg").to(tl.float32, bitcast=True)
-    bests = tl.load(partials_ptr + 2 * field + offs, present, 0, cache_modifier=".cg").to(tl.float32, bitcast=True)
-    tokens = tl.load(partials_ptr + 3 * field + offs, present, NO_TOKEN, cache_modifier=".cg")
-    maxima = tl.where(present, maxima, float("-inf"))
-    bests = tl.where(present, bests, float("-inf"))
+    sums = tl.full(offs.shape, 1, tl.int64)
+    bests = sums
+    waiting = 1
+    while waiting > 0:
+        sums = tl.load(results_ptr + offs, present, 1, volatile=True)
+        bests = tl.load(results_ptr + words + offs, present, 1, volatile=True)
+        waiting = tl.max(tl.max(((sums == 0) | (bests == 0)).to(tl.int32), 1), 0)
+    tl.store(results_ptr + offs, tl.zeros(offs.shape, tl.int64), present)
+    tl.store(results_ptr + words + offs, tl.zeros(offs.shape, tl.int64), present)
+    return present, sums, bests
+
+
+@triton.jit
+def _combine_shares(present, sums, bests):
+    """Confidence and candidate of each row from what was published of its shares."""
+    maxima = tl.where(present, (sums >> 32).to(tl.int32).to(tl.float32, bitcast=True), float("-inf"))
+    sums = sums.to(tl.uint32).to(tl.float32, bitcast=True)
+    tokens = bests.to(tl.int32) - 1
+    bests = tl.where(present, (bests >> 32).to(tl.int32).to(tl.float32, bitcast=True), float("-inf"))
 
     shift = _finite_or_zero(tl.max(maxima, 1))
     # The selection keeps ptxas from merging the product into the sum, which threads that hold copies of a row would
@@ -304,7 +332,7 @@ def _combine_shares(partials_ptr, positions, masked, L, splits, SPLITS: tl.const
     best = tl.max(numbers, 1)
     any_nan = tl.max(is_nan.to(tl.int32), 1) > 0
     wins = tl.where(any_nan[:, None], is_nan, numbers == best[:, None])
-    token = tl.min(tl.where(wins, tokens, NO_TOKEN), 1)
+    token = tl.min(tl.where(wins & present, tokens, NO_TOKEN), 1)
     # Of an all -inf row this is 0 / 0, of one with NaN or +inf the total is NaN.
     return tl.exp(best - shift) / total, token
 
@@ -312,7 +340,7 @@ def _combine_shares(partials_ptr, positions, masked, L, splits, SPLITS: tl.const
 @triton.jit(
     do_not_specialize=[
         "mask_id", "threshold", "exclude_0", "exclude_1", "exclude_2", "exclude_3", "L", "splits", "tiles",
-        "tickets_start", "stride_logits_b", "stride_logits_l", "stride_ids_b", "stride_ids_l", "stride_prompt_b",
+        "words", "stride_logits_b", "stride_logits_l", "stride_ids_b", "stride_ids_l", "stride_prompt_b",
         "stride_prompt_l", "stride_threshold",
     ],
     do_not_specialize_on_alignment=[
@@ -329,7 +357,7 @@ def _post_process_kernel(
     tokens_ptr,  # (B, L) or None
     accepted_ptr,  # (B, L) or None
     remaining_ptr,  # (B,) or None
-    workspace_ptr,  # partial results (B, FIELDS, L, splits), and one ticket per block from tickets_start
+    workspace_ptr,  # zeros; results (2, B, L, splits) of 64 bits
     mask_id: tl.int64,
     threshold: tl.float32,
     exclude_0: tl.int32,
@@ -340,7 +368,7 @@ def _post_process_kernel(
     V: tl.int32,
     splits: tl.int32,
     tiles: tl.int32,
-    tickets_start: tl.int64,
+    words: tl.int64,  # B * L * splits
     stride_logits_b: tl.int64,  # in units of ALIGNMENT, so that the compiler knows the rows' alignment
     stride_logits_l: tl.int64,
     stride_ids_b: tl.int64,
@@ -361,90 +389,72 @@ def _post_process_kernel(
     row = program // splits
     position = row % L
     block = (row // L).to(tl.int64)
+    results_ptr = workspace_ptr.to(tl.pointer_type(tl.int64))
     ids_ptr += block * stride_ids_b
     if prompt_ptr is not None:
         prompt_ptr += block * stride_prompt_b
 
-    first_masked = _load_masked(ids_ptr, prompt_ptr, tl.arange(0, BLOCK_L), mask_id, L, stride_ids_l, stride_prompt_l)
-    token = tl.load(ids_ptr + position * stride_ids_l)
-    masked = token == mask_id
-    if prompt_ptr is not None:
-        masked = masked & (tl.load(prompt_ptr + position * stride_prompt_l) == 0)
-    if not masked:
-        if split == 0:
-            if confidence_ptr is not None:
-                tl.store(confidence_ptr + row, float("-inf"))
-            if tokens_ptr is not None:
-                tl.store(tokens_ptr + row, token)
-            if accepted_ptr is not None:
-                tl.store(accepted_ptr + row, 0)
-            if remaining_ptr is not None:
-                # A block without masks has no last program. If masks were counted as gone because the last
-                # program is writing at this moment, then it writes the same 0.
-                if position == 0:
-                    masked_rows = _count_masked(
-                        first_masked, ids_ptr, prompt_ptr, mask_id, L, stride_ids_l, stride_prompt_l, BLOCK_L
-                    )
-                    if masked_rows == 0:
-                        tl.store(remaining_ptr + block, 0)
-        return
-
-    row_start = (block * stride_logits_b + position * stride_logits_l) * ALIGNMENT
-    share_maximum, share_sum, share_best, share_token = _read_share(
-        logits_ptr + row_start, split * tiles * (THREADS * WIDTH), tiles, V,
-        exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, UNROLL, THREADS, WIDTH,
-    )  # fmt: skip
-    masked_rows = _count_masked(first_masked, ids_ptr, prompt_ptr, mask_id, L, stride_ids_l, stride_prompt_l, BLOCK_L)
-    field = (L * splits).to(tl.int64)
-    partials_ptr = workspace_ptr + block * FIELDS * field
-    partial_ptr = partials_ptr + position * splits + split
-    tl.store(partial_ptr, share_maximum.to(tl.int32, bitcast=True))
-    tl.store(partial_ptr + field, share_sum.to(tl.int32, bitcast=True))
-    tl.store(partial_ptr + 2 * field, share_best.to(tl.int32, bitcast=True))
-    tl.store(partial_ptr + 3 * field, share_token)
-
-    ticket_ptr = workspace_ptr + tickets_start + block
-    tl.debug_barrier()
-    ticket = tl.atomic_add(ticket_ptr, 1, sem="acq_rel", scope="gpu")
-    if ticket != masked_rows * splits - 1:
-        return
-    tl.store(ticket_ptr, 0)
-
+    # The last program needs this when it waits; to load it now takes no time.
+    chunk_masked = _load_masked(ids_ptr, prompt_ptr, tl.arange(0, BLOCK_L), mask_id, L, stride_ids_l, stride_prompt_l)
     if threshold_ptr is not None:
         threshold = tl.load(threshold_ptr + block * stride_threshold)
-    passed_rows = 0
-    left = masked_rows
+    masked = tl.load(ids_ptr + position * stride_ids_l) == mask_id
+    if prompt_ptr is not None:
+        masked = masked & (tl.load(prompt_ptr + position * stride_prompt_l) == 0)
+    if masked:
+        row_start = (block * stride_logits_b + position * stride_logits_l) * ALIGNMENT
+        share_maximum, share_sum, share_best, share_token = _read_share(
+            logits_ptr + row_start, split * tiles * (THREADS * WIDTH), tiles, V,
+            exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, UNROLL, THREADS, WIDTH,
+        )  # fmt: skip
+        # Neither is zero: a maximum of 0.0 has a sum of at least 1.
+        tl.atomic_xchg(results_ptr + program, _word(share_maximum, share_sum), sem="relaxed")
+        tl.atomic_xchg(results_ptr + words + program, _word(share_best, share_token + 1), sem="relaxed")
+    if (position != L - 1) | (split != splits - 1):
+        return
+
+    results_ptr += block * L * splits
+    left = 0
+    accepting = False
     best_rank = RANK_UNMASKED
     best_position = 0
     best_token = 0
     start = 0
     while start < L:
         positions = start + tl.arange(0, BLOCK_L)
-        chunk_masked = _load_masked(ids_ptr, prompt_ptr, positions, mask_id, L, stride_ids_l, stride_prompt_l)
-        confidence, candidate = _combine_shares(partials_ptr, positions, chunk_masked, L, splits, SPLITS)
+        in_block = positions < L
+        if start > 0:
+            chunk_masked = _load_masked(ids_ptr, prompt_ptr, positions, mask_id, L, stride_ids_l, stride_prompt_l)
+        confidence = tl.full((BLOCK_L,), float("-inf"), tl.float32)
+        candidate = tl.zeros((BLOCK_L,), tl.int32)
+        if tl.max(chunk_masked.to(tl.int32), 0) > 0:
+            present, sums, bests = _published(results_ptr, positions, chunk_masked, splits, words, SPLITS)
+            confidence, candidate = _combine_shares(present, sums, bests)
+            rank = tl.where(confidence == confidence, confidence, RANK_NAN)
+            key = tl.max(_key(tl.where(chunk_masked, rank, RANK_UNMASKED), positions), 0)
+            chunk_rank = _value_of(key)
+            accepting = accepting | ((chunk_rank >= 0) & (chunk_rank > threshold))
+            if (not accepting) & (chunk_rank > best_rank):
+                best_rank = chunk_rank
+                best_position = _index_of(key)
+                best_token = tl.sum(tl.where(positions == best_position, candidate, 0), 0)
         passed = chunk_masked & (confidence > threshold)
         rows = block * L + positions
+        if tokens_ptr is not None:
+            token = tl.load(ids_ptr + positions * stride_ids_l, mask=in_block, other=0)
+            token = tl.where(chunk_masked, candidate.to(token.dtype), token)
+            tl.store(tokens_ptr + rows, token.to(tokens_ptr.dtype.element_ty), mask=in_block)
         tl.debug_barrier()  # several threads may hold a position: all have read its id before one writes it
         tl.store(ids_ptr + positions * stride_ids_l, candidate.to(ids_ptr.dtype.element_ty), mask=passed)
         if confidence_ptr is not None:
-            tl.store(confidence_ptr + rows, confidence, mask=chunk_masked)
-        if tokens_ptr is not None:
-            tl.store(tokens_ptr + rows, candidate.to(tokens_ptr.dtype.element_ty), mask=chunk_masked)
+            tl.store(confidence_ptr + rows, tl.where(chunk_masked, confidence, float("-inf")), mask=in_block)
         if accepted_ptr is not None:
-            tl.store(accepted_ptr + rows, passed, mask=chunk_masked)
-        passed_rows += tl.sum(passed.to(tl.int32), 0)
-        left -= tl.sum((passed & (candidate != mask_id)).to(tl.int32), 0)
-
-        rank = tl.where(confidence == confidence, confidence, RANK_NAN)
-        rank = tl.where(chunk_masked, rank, RANK_UNMASKED)
-        chunk_rank = tl.max(rank, 0)
-        if chunk_rank > best_rank:
-            best_rank = chunk_rank
-            best_position = tl.min(tl.where(rank == chunk_rank, positions, L), 0)
-            best_token = tl.sum(tl.where(positions == best_position, candidate, 0), 0)
+            tl.store(accepted_ptr + rows, passed, mask=in_block)
+        if remaining_ptr is not None:
+            left += tl.sum((chunk_masked & ~(passed & (candidate != mask_id))).to(tl.int32), 0)
         start += BLOCK_L
 
-    if passed_rows == 0:
+    if (not accepting) & (best_rank > RANK_UNMASKED):
         tl.store(ids_ptr + best_position * stride_ids_l, best_token.to(ids_ptr.dtype.element_ty))
         if accepted_ptr is not None:
             tl.debug_barrier()  # another thread may have stored False there
@@ -463,19 +473,104 @@ def _config(vocab: int) -> Config:
 def workspace_size(logits: Tensor) -> int:
     """See `dllm_kernels.workspace_size`."""
     *batch, vocab = logits.shape
-    return workspaces.size(partial_words=FIELDS.value * math.prod(batch) * _config(vocab).max_splits)
+    return RESULT_WORDS * math.prod(batch) * _config(vocab).max_splits
 
 
-@functools.cache
-def _cut(rows: int, vocab: int, itemsize: int, device: torch.device) -> tuple[int, int]:
-    """Programs per row and tiles per program: as few programs as fill the GPU."""
+def programs_at_once(device: torch.device) -> int:
+    """Programs that a GPU runs at the same time; from so many rows on, none is split."""
+    if device.type != "cuda":
+        return PROGRAMS_PER_PROCESSOR * INTERPRETED_PROCESSORS
+    return PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _cut(rows: int, vocab: int, itemsize: int, device: torch.device) -> tuple[Config, int, int]:
+    """How rows are cut, with programs per row and tiles per program: as few programs as fill the GPU."""
     config = _config(vocab)
-    processors = 1 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
-    tile = 32 * config.num_warps * 16 // itemsize
-    total_tiles = -(-vocab // tile)
-    splits = min(config.max_splits, total_tiles, -(-PROGRAMS_PER_PROCESSOR * processors // rows))
+    if rows >= programs_at_once(device) and config.max_splits > 1:
+        config = MANY_ROWS
+    total_tiles = -(-vocab // (32 * config.num_warps * 16 // itemsize))
+    splits = max(1, min(config.max_splits, total_tiles, programs_at_once(device) // rows))
     tiles = -(-total_tiles // splits)
-    return -(-total_tiles // tiles), tiles
+    return config, -(-total_tiles // tiles), tiles
+
+
+class _Plan:
+    """What a launch needs besides pointers and values, worked out once for every layout of arguments."""
+
+    def __init__(
+        self,
+        logits_shape: tuple[int, ...],
+        logits_strides: tuple[int, ...],
+        itemsize: int,
+        ids_strides: tuple[int, ...],
+        prompt_strides: tuple[int, ...] | None,
+        threshold_stride: int | None,
+        excluded: bool,
+        device: torch.device,
+    ) -> None:
+        *batch, block_length, vocab = logits_shape
+        rows = math.prod(logits_shape[:-1])
+        config, splits, tiles = _cut(rows, vocab, itemsize, device)
+        self.programs = rows * splits
+        if self.programs > MAX_PROGRAMS:
+            raise ValueError(f"logits: expected at most {MAX_PROGRAMS // splits} positions on 'triton'; got {rows}")
+        self.workspace_elements = RESULT_WORDS * self.programs
+        # The stride of an absent batch is 0: there is one block.
+        if not batch:
+            logits_strides, ids_strides = (0, *logits_strides), (0, *ids_strides)
+            prompt_strides = None if prompt_strides is None else (0, *prompt_strides)
+        width = 16 // itemsize
+        alignment = 1 if logits_strides[0] % width or logits_strides[1] % width else width
+        self.scalars = (
+            block_length,
+            vocab,
+            splits,
+            tiles,
+            self.programs,  # words
+            logits_strides[0] // alignment,
+            logits_strides[1] // alignment,
+            *ids_strides,
+            *(prompt_strides or (0, 0)),
+            threshold_stride or 0,
+        )
+        threads = 32 * config.num_warps
+        self.warps = config.num_warps
+        self.constants = (
+            excluded,
+            alignment,
+            config.max_splits,  # SPLITS
+            config.unroll,
+            threads,
+            width,
+            min(max(1 << (block_length - 1).bit_length(), threads // config.max_splits), MAX_BLOCK_L),  # BLOCK_L
+        )
+        self.launch: Callable[..., None] | None = None  # once compiled
+        self.compiled: tuple[Any, ...] = ()  # that `launch` is given before the kernel's arguments
+
+    def keep(self, compiled: Any) -> None:
+        """Have later calls launch this kernel directly, where that is known to work."""
+        if INTERPRETED or torch.version.hip or not triton.__version__.startswith(_DIRECT_VERSIONS):
+            return
+        launcher = compiled.run
+        if launcher.global_scratch_size or launcher.profile_scratch_size:
+            return
+        self.compiled = (
+            compiled.function, launcher.launch_cooperative_grid, launcher.launch_pdl, None, None,
+            compiled.packed_metadata, None, None, None,
+        )  # fmt: skip
+        self.launch = launcher.launch
+
+
+# Triton's versions whose launcher's arguments are those that `_Plan.keep` gives. With any other, and where hooks
+# listen, every call goes by Triton's front door, which takes 10 to 20 us to find out which kernel is asked for.
+_DIRECT_VERSIONS = ("3.6.",)
+_hooks = triton.knobs.runtime
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(compiled_for: tuple[Any, ...], *layout: Any) -> _Plan:
+    """`compiled_for` holds what else Triton compiles a kernel for: dtypes, which tensors there are, their alignment."""
+    return _Plan(*layout)
 
 
 def post_process(
@@ -490,57 +585,57 @@ def post_process(
 ) -> None:
     """The checked call of `dllm_kernels.post_process`: at least one position, exclude ids inside the vocabulary."""
     device = logits.device
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
+    if device.type == "cuda" and device.index != torch._C._cuda_getDevice():
         with torch.cuda.device(device):
             post_process(logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, workspace)
         return
-    *batch, block_length, vocab = logits.shape
-    rows = input_ids.numel()
-    config = _config(vocab)
-    splits, tiles = _cut(rows, vocab, logits.element_size(), device)
-    if rows * splits > MAX_PROGRAMS:
-        raise ValueError(f"logits: expected at most {MAX_PROGRAMS // splits} positions on 'triton'; got {rows}")
-    if workspace is None:
-        workspace = workspaces.acquire(device, workspace_size(logits))
-
-    # The stride of an absent batch is 0: there is one block.
-    logits_strides = logits.stride() if batch else (0, *logits.stride())
-    ids_strides = input_ids.stride() if batch else (0, *input_ids.stride())
-    prompt_strides: tuple[int, ...] = (0, 0)
-    if prompt_mask is not None:
-        prompt_strides = prompt_mask.stride() if batch else (0, *prompt_mask.stride())
-    alignment = 16 // logits.element_size()
-    if logits_strides[0] % alignment or logits_strides[1] % alignment:
-        alignment = 1
     thresholds = threshold if isinstance(threshold, Tensor) else None
-    threads = 32 * config.num_warps
-    excluded = (*exclude_ids, -1, -1, -1, -1)
-    _post_process_kernel[(rows * splits,)](
-        logits,
-        input_ids,
-        prompt_mask,
-        thresholds,
-        *outputs,
-        workspace,
+    confidence, tokens, accepted, remaining = outputs
+    logits_start = logits.data_ptr()
+    plan = _plan(
+        (
+            logits.dtype, input_ids.dtype, logits_start % 16 == 0, confidence is None, tokens is None, accepted is None,
+            remaining is None,
+        ),
+        logits.shape,
+        logits.stride(),
+        logits.element_size(),
+        input_ids.stride(),
+        None if prompt_mask is None else prompt_mask.stride(),
+        None if thresholds is None else thresholds.stride(0),
+        bool(exclude_ids),
+        device,
+    )  # fmt: skip
+    if workspace is None:
+        workspace = workspaces.acquire(device, plan.workspace_elements)
+    number = threshold if thresholds is None else 0.0
+    excluded = (*exclude_ids, -1, -1, -1, -1)[:4] if exclude_ids else (-1, -1, -1, -1)
+    if plan.launch is None or _hooks.launch_enter_hook.calls or _hooks.launch_exit_hook.calls:
+        compiled = _post_process_kernel[(plan.programs,)](
+            logits, input_ids, prompt_mask, thresholds, *outputs, workspace,
+            mask_id, number, *excluded, *plan.scalars, *plan.constants, num_warps=plan.warps,
+        )  # fmt: skip
+        if device.type == "cuda":
+            plan.keep(compiled)
+        return
+    plan.launch(
+        plan.programs,
+        1,
+        1,
+        torch._C._cuda_getCurrentRawStream(device.index),
+        *plan.compiled,
+        logits_start,
+        input_ids.data_ptr(),
+        None if prompt_mask is None else prompt_mask.data_ptr(),
+        None if thresholds is None else thresholds.data_ptr(),
+        None if confidence is None else confidence.data_ptr(),
+        None if tokens is None else tokens.data_ptr(),
+        None if accepted is None else accepted.data_ptr(),
+        None if remaining is None else remaining.data_ptr(),
+        workspace.data_ptr(),
         mask_id,
-        threshold if thresholds is None else 0.0,
-        *excluded[:4],
-        block_length,
-        vocab,
-        splits,
-        tiles,
-        workspaces.tickets_start(workspace),
-        logits_strides[0] // alignment,
-        logits_strides[1] // alignment,
-        *ids_strides,
-        *prompt_strides,
-        0 if thresholds is None else thresholds.stride(0),
-        EXCLUDED=bool(exclude_ids),
-        ALIGNMENT=alignment,
-        SPLITS=config.max_splits,
-        UNROLL=config.unroll,
-        THREADS=threads,
-        WIDTH=16 // logits.element_size(),
-        BLOCK_L=min(max(1 << (block_length - 1).bit_length(), threads // config.max_splits), MAX_BLOCK_L),
-        num_warps=config.num_warps,
+        number,
+        *excluded,
+        *plan.scalars,
+        *plan.constants,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from numbers import Real
 from types import ModuleType
 from typing import SupportsIndex
@@ -20,6 +20,7 @@ from torch import Tensor
 from dllm_kernels import cpu, reference
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
+_BACKEND_OF = {"cuda": "triton", "cpu": "cpu"}  # a device's, by "auto"
 MAX_EXCLUDE_IDS = 4
 
 _OUTPUT_NAMES = ("confidence", "tokens", "accepted", "remaining")
@@ -71,9 +72,9 @@ def dllm_post_process_fused(
         accepted: output, bool, shape of `input_ids`, contiguous: whether this call committed the position (the
             fallback included).
         remaining: output, int32 (B,) ((1,) for one block), contiguous: masked positions left after the call.
-        workspace: int32, contiguous, at least `workspace_size(logits)` elements, zero before its first use, for the
-            `triton` backend; not to be shared by calls that can run at the same time. Default: one per device and
-            stream, and one of its own for every call captured into a CUDA graph.
+        workspace: int32, contiguous, at least `workspace_size(logits)` elements, starting on 8 bytes, zero before its
+            first use and after every call, for the `triton` backend; not to be shared by calls that can run at the
+            same time. Default: one per device and stream, and one of its own for every call captured into a CUDA graph.
         backend: "triton" (CUDA tensors, or any under Triton's interpreter), "cpu", "reference", or "auto": "triton" on
             CUDA, "cpu" on the CPU.
 
@@ -103,12 +104,20 @@ def dllm_post_process_fused(
         return
 
     outputs = (confidence, tokens, accepted, remaining)
-    _check_tensors(logits, input_ids, prompt_mask)
+    for name, tensor in (("logits", logits), ("input_ids", input_ids)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor; got {type(tensor).__name__}")
+    _check_layout(
+        logits.dtype, logits.shape, logits.stride(), logits.device,
+        input_ids.dtype, input_ids.shape, input_ids.stride(), input_ids.device,
+    )  # fmt: skip
+    if prompt_mask is not None:
+        _check_tensor("prompt_mask", prompt_mask, torch.bool, input_ids.shape, logits.device)
     mask_id = _check_mask_id(mask_id, input_ids)
     threshold = _check_threshold(threshold, logits)
     if type(exclude_ids) is not tuple or exclude_ids:
         exclude_ids = _check_exclude_ids(exclude_ids, logits.shape[-1])
-    if any(output is not None for output in outputs):
+    if confidence is not None or tokens is not None or accepted is not None or remaining is not None:
         inputs = {"input_ids": input_ids, "logits": logits, "prompt_mask": prompt_mask, "workspace": workspace}
         _check_outputs(outputs, {**inputs, "threshold": threshold if isinstance(threshold, Tensor) else None}, logits)
     backend = _choose_backend(backend, logits.device)
@@ -165,24 +174,26 @@ def warmup(
     if device.type != "cuda" or not torch.cuda.is_available():
         present = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
         raise RuntimeError(f"device: expected a CUDA device to compile for; got {device}; this machine has {present}")
-    logits = torch.zeros(1, block_length, vocab, dtype=dtype, device=device)
-    ids = torch.zeros(1, block_length, dtype=ids_dtype, device=device)
-    buffers = {
-        "confidence": torch.empty_like(ids, dtype=torch.float32),
-        "tokens": torch.empty_like(ids),
-        "accepted": torch.empty_like(ids, dtype=torch.bool),
-        "remaining": torch.empty(1, dtype=torch.int32, device=device),
-    }
-    dllm_post_process_fused(
-        logits,
-        ids,
-        mask_id=1,
-        threshold=torch.zeros(1, device=device) if threshold_per_block else 0.0,
-        prompt_mask=torch.zeros_like(ids, dtype=torch.bool) if prompt_mask else None,
-        exclude_ids=range(exclude_ids),
-        backend="triton",
-        **{name: buffers[name] for name in outputs},
-    )
+    block = torch.zeros(1, block_length, vocab, dtype=dtype, device=device)
+    # Batches that fill the GPU by themselves have a kernel of their own; block after block may be the same memory.
+    for batch in (1, -(-_gpu().programs_at_once(device) // block_length)):
+        ids = torch.zeros(batch, block_length, dtype=ids_dtype, device=device)
+        buffers = {
+            "confidence": torch.empty_like(ids, dtype=torch.float32),
+            "tokens": torch.empty_like(ids),
+            "accepted": torch.empty_like(ids, dtype=torch.bool),
+            "remaining": torch.empty(batch, dtype=torch.int32, device=device),
+        }
+        dllm_post_process_fused(
+            block.expand(batch, -1, -1),
+            ids,
+            mask_id=1,
+            threshold=torch.zeros(batch, device=device) if threshold_per_block else 0.0,
+            prompt_mask=torch.zeros_like(ids, dtype=torch.bool) if prompt_mask else None,
+            exclude_ids=range(exclude_ids),
+            backend="triton",
+            **{name: buffers[name] for name in outputs},
+        )
     torch.cuda.synchronize(device)
 
 
@@ -229,7 +240,7 @@ def _gpu() -> ModuleType:
 
 def _choose_backend(backend: str, device: torch.device) -> str:
     if backend == "auto":
-        return {"cuda": "triton", "cpu": "cpu"}.get(device.type, "reference")
+        return _BACKEND_OF.get(device.type, "reference")
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {backend!r}")
     if backend == "cpu" and device.type != "cpu":
@@ -243,35 +254,40 @@ def _choose_backend(backend: str, device: torch.device) -> str:
     return backend
 
 
-def _check_tensors(logits: Tensor, input_ids: Tensor, prompt_mask: Tensor | None) -> None:
-    for name, tensor in (("logits", logits), ("input_ids", input_ids)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor; got {type(tensor).__name__}")
-    if logits.dtype not in _LOGITS_DTYPES:
-        raise TypeError(f"logits: expected float16, bfloat16 or float32; got {logits.dtype}")
-    if input_ids.dtype not in _IDS_BOUNDS:
-        raise TypeError(f"input_ids: expected int64 or int32; got {input_ids.dtype}")
-    shape = logits.shape
+@lru_cache(maxsize=4096)
+def _check_layout(
+    dtype: torch.dtype,
+    shape: torch.Size,
+    strides: tuple[int, ...],
+    device: torch.device,
+    ids_dtype: torch.dtype,
+    ids_shape: torch.Size,
+    ids_strides: tuple[int, ...],
+    ids_device: torch.device,
+) -> None:
+    """Everything about logits and ids but their values: once a layout, because it takes longer than the launch."""
+    if dtype not in _LOGITS_DTYPES:
+        raise TypeError(f"logits: expected float16, bfloat16 or float32; got {dtype}")
+    if ids_dtype not in _IDS_BOUNDS:
+        raise TypeError(f"input_ids: expected int64 or int32; got {ids_dtype}")
     if len(shape) not in (2, 3):
         raise ValueError(f"logits: expected shape (L, V) or (B, L, V); got {tuple(shape)}")
     if shape[-1] == 0:
         raise ValueError(f"logits: expected a vocabulary of at least one token; got shape {tuple(shape)}")
-    if input_ids.shape != shape[:-1]:
+    if ids_shape != shape[:-1]:
         raise ValueError(
             f"input_ids: expected shape {tuple(shape[:-1])}, that of logits without the vocabulary; "
-            f"got {tuple(input_ids.shape)}"
+            f"got {tuple(ids_shape)}"
         )
-    if input_ids.device != logits.device:
-        raise ValueError(f"input_ids: expected device {logits.device}, that of logits; got {input_ids.device}")
-    if logits.stride(-1) != 1 and shape[-1] > 1:
-        raise ValueError(f"logits: expected a contiguous vocabulary (last stride 1); got strides {logits.stride()}")
-    if _overlaps_itself(input_ids):
+    if ids_device != device:
+        raise ValueError(f"input_ids: expected device {device}, that of logits; got {ids_device}")
+    if strides[-1] != 1 and shape[-1] > 1:
+        raise ValueError(f"logits: expected a contiguous vocabulary (last stride 1); got strides {strides}")
+    if _overlaps_itself(ids_shape, ids_strides):
         raise ValueError(
-            f"input_ids: expected elements that do not overlap in memory; got shape {tuple(input_ids.shape)} "
-            f"with strides {input_ids.stride()}"
+            f"input_ids: expected elements that do not overlap in memory; got shape {tuple(ids_shape)} "
+            f"with strides {ids_strides}"
         )
-    if prompt_mask is not None:
-        _check_tensor("prompt_mask", prompt_mask, torch.bool, input_ids.shape, logits.device)
 
 
 def _check_tensor(
@@ -289,13 +305,13 @@ def _check_tensor(
         raise ValueError(f"{name}: expected a contiguous tensor; got strides {tensor.stride()}")
 
 
-def _overlaps_itself(tensor: Tensor) -> bool:
+def _overlaps_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether two elements of a tensor of one or two dimensions share memory.
 
     i*s + j*t repeats a value exactly if some step of (t/g, -s/g), with g = gcd(s, t), stays inside the shape.
     """
-    dims = [(size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
-    if len(dims) < 2 or tensor.numel() == 0:
+    dims = [(size, stride) for size, stride in zip(shape, strides, strict=True) if size > 1]
+    if len(dims) < 2 or 0 in shape:
         return bool(dims) and dims[0][1] == 0
     (rows, row_stride), (columns, column_stride) = dims
     divisor = math.gcd(row_stride, column_stride)
@@ -303,7 +319,8 @@ def _overlaps_itself(tensor: Tensor) -> bool:
 
 
 def _check_mask_id(mask_id: int, input_ids: Tensor) -> int:
-    mask_id = as_int("mask_id", mask_id)
+    if type(mask_id) is not int:
+        mask_id = as_int("mask_id", mask_id)
     low, high = _IDS_BOUNDS[input_ids.dtype]
     if not low <= mask_id <= high:
         raise ValueError(f"mask_id: expected a value of {input_ids.dtype}, the dtype of input_ids; got {mask_id}")
@@ -330,7 +347,7 @@ def _check_threshold(threshold: float | Tensor, logits: Tensor) -> float | Tenso
         _check_tensor("threshold", threshold, torch.float32, (blocks,), logits.device)
         return threshold
     number: object = threshold
-    if isinstance(number, bool) or not isinstance(number, Real):
+    if type(number) is not float and (isinstance(number, bool) or not isinstance(number, Real)):
         raise TypeError(f"threshold: expected a number or a float32 tensor; got {threshold!r}")
     try:
         value = float(number)
@@ -388,6 +405,8 @@ def _check_workspace(workspace: Tensor, logits: Tensor, backend: str) -> None:
             f"workspace: expected at least {workspace_size(logits)} elements for logits of shape "
             f"{tuple(logits.shape)}; got {workspace.numel()}"
         )
+    if workspace.data_ptr() % 8:
+        raise ValueError(f"workspace: expected to start on 8 bytes; it starts at {workspace.data_ptr():#x}")
 
 
 @torch.library.custom_op(

@@ -1,7 +1,7 @@
-"""Device memory that the Triton backend keeps between calls: partial results and tickets.
+"""Device memory that the Triton backend keeps between calls, for partial results.
 
-A workspace is a flat int32 tensor. Tickets, which must be zero before a call and are zero again after it, take its
-last fifth; partial results, which may hold anything, the rest. So one workspace serves calls of any shape that fits.
+A workspace is a flat int32 tensor that is zero before a call and zero again after it, so one workspace serves calls of
+any shape that fits.
 
 Eager calls share one workspace per device and stream, where they run in order. A call captured into a CUDA graph gets
 one of its own, because graphs captured on one stream may replay side by side; it returns to a pool when the last graph
@@ -19,31 +19,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_WORDS_PER_TICKET = 5  # a block has at least one partial result of four words beside its ticket
 _CHUNK_ELEMENTS = 2**20  # captured workspaces are cut from zeroed chunks of 4 MiB
 
 _lock = threading.Lock()
 _eager: dict[tuple[int, int], Tensor] = {}
 
 
-def size(partial_words: int) -> int:
-    """Elements of a workspace for so many words of partial results, four or more of them per block."""
-    return -(-partial_words * _WORDS_PER_TICKET // (_WORDS_PER_TICKET - 1))
-
-
-def tickets_start(workspace: Tensor) -> int:
-    """Index of the first ticket."""
-    elements = workspace.numel()
-    return elements - elements // _WORDS_PER_TICKET
-
-
 def acquire(device: torch.device, elements: int) -> Tensor:
     """A workspace of at least `elements` for a call on the current stream of `device`, the current device."""
     if device.type != "cuda":
         return torch.zeros(elements, dtype=torch.int32, device=device)
-    if torch.cuda.is_current_stream_capturing():
+    # What torch.cuda asks in turn; current_stream() takes 10 us to wrap the answer.
+    if torch._C._cuda_isCurrentStreamCapturing():
         return _captured(device, elements)
-    # As Triton asks for the stream it launches on: torch.cuda.current_stream() costs 10 us more.
     key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))
     workspace = _eager.get(key)
     if workspace is None or workspace.numel() < elements:

@@ -224,9 +224,12 @@ def test_a_long_share_adds_up_exactly(dtype):
     logits = torch.full((1, 1, vocab), height if dtype == torch.float32 else -15.0)
     logits[0, 0, 5] = 0.0
     case = Case(logits.to(dtype), torch.tensor([[-1]]), -1, threshold=0.5)
-    tile = 32 * gpu.CONFIGS[-1].num_warps * 16 // case.logits.element_size()
-    with mock.patch.object(gpu, "_cut", return_value=(1, -(-vocab // tile))):
+    config = gpu.CONFIGS[-1]
+    tile = 32 * config.num_warps * 16 // case.logits.element_size()
+    gpu._plan.cache_clear()
+    with mock.patch.object(gpu, "_cut", return_value=(config, 1, -(-vocab // tile))):
         check(case, "triton", DEVICE)
+    gpu._plan.cache_clear()
 
 
 def _combinations():
