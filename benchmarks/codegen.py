@@ -132,7 +132,7 @@ def cubin_of(kernel: Any) -> Path:
 
 
 def _variants() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Name and call of each: dtype, alignment of rows, optional arguments, and the configuration for short rows."""
+    """Name and call of each: dtype, alignment of rows, optional arguments; and short rows, and many."""
     import torch
 
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
@@ -142,15 +142,18 @@ def _variants() -> Iterator[tuple[str, Callable[[], None]]]:
                 text = f"{name}, {rows}, {'all options' if options else 'no options'}"
                 yield text, functools.partial(call, dtype, vocab, options)
     yield "bfloat16, short rows, no options", functools.partial(call, torch.bfloat16, 1000, False)
+    yield "bfloat16, many rows, no options", functools.partial(call, torch.bfloat16, 157184, False, many_rows=True)
 
 
-def call(dtype: Any, vocab: int, options: bool) -> None:
-    """One block, with every optional argument or with none."""
+def call(dtype: Any, vocab: int, options: bool, *, many_rows: bool = False) -> None:
+    """One block, with every optional argument or with none; or as many as fill a GPU by themselves."""
     import torch
 
     from dllm_kernels import gpu
 
-    logits, ids = torch.empty(1, 32, vocab, dtype=dtype), torch.empty(1, 32, dtype=torch.int64)
+    blocks = -(-gpu.programs_at_once(torch.device("cpu")) // 32) if many_rows else 1
+    logits = torch.empty(1, 32, vocab, dtype=dtype).expand(blocks, -1, -1)
+    ids = torch.empty(blocks, 32, dtype=torch.int64)
     if not options:
         gpu.post_process(logits, ids, 5, 0.9, None, (), (None, None, None, None), None)
         return

@@ -1,7 +1,7 @@
 """Planted slowdowns of the real operation, which the gate must catch.
 
 A mutant is the working tree's package with some text replaced. Amounts are in shares of the fused operation's time on
-an H100 (evidence/gate-nvidia-h100-80gb-hbm3.json): a GPU of another speed sees other shares.
+an H100: a GPU of another speed sees other shares.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from benchmarks.workloads import QUICK
 
 SM_MHZ = 1980  # of an H100 at work
 # Microseconds on the device's clock by positions, vocabulary and bytes of a logit, all masked.
-DEVICE_US = {(32, 128000, 2): 8.0, (32, 157184, 2): 9.7, (32, 151936, 2): 9.6, (1024, 157184, 2): 118.0}
+DEVICE_US = {(32, 128000, 2): 7.5, (32, 157184, 2): 8.2, (32, 151936, 2): 8.1, (1024, 157184, 2): 113.0}
 REFERENCE_US = 120.0
-CALL_US = 125.0  # of one block, idle GPU to result
+CALL_US = 100.0  # of one block, idle GPU to result
 ONE_BLOCK = "1x32x157184-bf16-100"
 
 

@@ -252,7 +252,8 @@ def _read_share(
 ):  # fmt: skip
     """Maximum and sum of exponentials of one share of a row, and its best candidate's logit and id.
 
-    A thread finds its candidate's id last, by a second look at its own part of one tile, which is still in the cache.
+    The candidate's id is found last, by a second look at the one vector that holds it: of vectors with equal maxima,
+    the one that begins first.
     """
     TILE: tl.constexpr = THREADS * WIDTH
     offs = tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -276,20 +277,19 @@ def _read_share(
             exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED,
         )  # fmt: skip
 
-    columns = first + best_tile[:, None] * TILE + offs
-    candidate = _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
-    logits = _load_tile(row_ptr, columns, V)
-    token = tl.min(tl.where(candidate & (logits == best[:, None]), columns, NO_TOKEN), 1)
-    key = tl.max(_key(best, token), 0)
+    key = tl.max(_key(best, first + best_tile * TILE + tl.arange(0, THREADS) * WIDTH), 0)
     share_best = _value_of(key)
-    share_token = _index_of(key)
+    columns = _index_of(key) + tl.arange(0, WIDTH)
+    candidate = _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
+    share_token = tl.min(tl.where(candidate & (_load_tile(row_ptr, columns, V) == share_best), columns, NO_TOKEN), 0)
     share_maximum = tl.max(maximum, 0) if EXCLUDED else share_best
     shift = _shift_of(share_maximum)
     share_sum = tl.sum(exp_sum * _exp2(_shift_of(maximum) - shift), 0)
     # From a sum over 2 ** (logits * LOG2E - shift) to one over exp(logits - maximum): shift was rounded, by so little
     # that 2 ** -rounding is 1 - rounding * ln(2).
     share_sum *= 1.0 - _scaled_difference(_finite_or_zero(share_maximum), shift) * LN2
-    if (share_sum != share_sum) | (tl.abs(share_maximum) > MAX_SCALED_LOGIT):
+    # A vector may hold nothing but excluded ids, which only shows where all candidates are -inf.
+    if (share_sum != share_sum) | (tl.abs(share_maximum) > MAX_SCALED_LOGIT) | (share_best == float("-inf")):
         share_maximum, share_sum, share_best, share_token = _reread_share(
             row_ptr, first, tiles, offs, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, TILE
         )

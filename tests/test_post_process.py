@@ -232,6 +232,15 @@ def test_a_long_share_adds_up_exactly(dtype):
     gpu._plan.cache_clear()
 
 
+@each_dtype
+def test_candidates_of_minus_infinity_beside_excluded_numbers(dtype):
+    """The ids that a vector holds are all excluded, and what is left has no finite logit."""
+    logits = torch.full((1, 2, 3000), -torch.inf)
+    logits[0, :, :4] = 1.0
+    case = Case(logits.to(dtype), torch.tensor([[-1, -1]]), -1, threshold=0.5, exclude_ids=(0, 1, 2, 3))
+    check(case, "triton", DEVICE)
+
+
 def _combinations():
     options = {
         "prompt_mask": torch.rand(3, 6, generator=torch.Generator().manual_seed(1)) < 0.4,
