@@ -175,7 +175,8 @@ def _fold_tile(
     old_shift = _shift_of(maximum)
     shift = _shift_of(new_maximum)
     factor = tl.where(maximum == float("-inf"), 0.0, _exp2(old_shift - shift))
-    scaled = tl.where(maximum == float("-inf"), 0.0, exp_sum * factor)
+    # Where nothing was found yet the sum is 0, or NaN, which hardware maxima do not tell of.
+    scaled = tl.where(maximum == float("-inf"), exp_sum, exp_sum * factor)
     addend = tl.sum(_exp2_of(logits, shift[:, None]), 1) - tl.where(maximum == float("-inf"), 0.0, error * factor)
     exp_sum = scaled + addend
     error = (exp_sum - scaled) - addend
@@ -284,12 +285,15 @@ def _read_share(
     share_token = tl.min(tl.where(candidate & (_load_tile(row_ptr, columns, V) == share_best), columns, NO_TOKEN), 0)
     share_maximum = tl.max(maximum, 0) if EXCLUDED else share_best
     shift = _shift_of(share_maximum)
-    share_sum = tl.sum(exp_sum * _exp2(_shift_of(maximum) - shift), 0)
+    scaled = tl.where(maximum == float("-inf"), exp_sum, exp_sum * _exp2(_shift_of(maximum) - shift))
+    share_sum = tl.sum(scaled, 0)
     # From a sum over 2 ** (logits * LOG2E - shift) to one over exp(logits - maximum): shift was rounded, by so little
     # that 2 ** -rounding is 1 - rounding * ln(2).
     share_sum *= 1.0 - _scaled_difference(_finite_or_zero(share_maximum), shift) * LN2
-    # A vector may hold nothing but excluded ids, which only shows where all candidates are -inf.
-    if (share_sum != share_sum) | (tl.abs(share_maximum) > MAX_SCALED_LOGIT) | (share_best == float("-inf")):
+    extreme = (tl.abs(share_maximum) > MAX_SCALED_LOGIT) & (share_maximum != float("-inf"))
+    if EXCLUDED:  # a vector may hold nothing but excluded ids, which shows where all candidates are -inf
+        extreme = extreme | (share_best == float("-inf"))
+    if (share_sum != share_sum) | extreme:
         share_maximum, share_sum, share_best, share_token = _reread_share(
             row_ptr, first, tiles, offs, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, TILE
         )
@@ -564,7 +568,12 @@ class _Plan:
 # Triton's versions whose launcher's arguments are those that `_Plan.keep` gives. With any other, and where hooks
 # listen, every call goes by Triton's front door, which takes 10 to 20 us to find out which kernel is asked for.
 _DIRECT_VERSIONS = ("3.6.",)
-_hooks = triton.knobs.runtime
+_runtime = triton.knobs.runtime
+
+
+def _listening(hook: Any) -> bool:
+    """Of a chain of hooks, whether there is one in it; Triton also takes a bare function, or None."""
+    return bool(getattr(hook, "calls", hook))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -610,7 +619,7 @@ def post_process(
         workspace = workspaces.acquire(device, plan.workspace_elements)
     number = threshold if thresholds is None else 0.0
     excluded = (*exclude_ids, -1, -1, -1, -1)[:4] if exclude_ids else (-1, -1, -1, -1)
-    if plan.launch is None or _hooks.launch_enter_hook.calls or _hooks.launch_exit_hook.calls:
+    if plan.launch is None or _listening(_runtime.launch_enter_hook) or _listening(_runtime.launch_exit_hook):
         compiled = _post_process_kernel[(plan.programs,)](
             logits, input_ids, prompt_mask, thresholds, *outputs, workspace,
             mask_id, number, *excluded, *plan.scalars, *plan.constants, num_warps=plan.warps,

@@ -74,7 +74,8 @@ def dllm_post_process_fused(
         remaining: output, int32 (B,) ((1,) for one block), contiguous: masked positions left after the call.
         workspace: int32, contiguous, at least `workspace_size(logits)` elements, starting on 8 bytes, zero before its
             first use and after every call, for the `triton` backend; not to be shared by calls that can run at the
-            same time. Default: one per device and stream, and one of its own for every call captured into a CUDA graph.
+            same time, which would wait for each other for ever. Default: one per device and stream, and one of its own
+            for every call captured into a CUDA graph.
         backend: "triton" (CUDA tensors, or any under Triton's interpreter), "cpu", "reference", or "auto": "triton" on
             CUDA, "cpu" on the CPU.
 

@@ -36,8 +36,10 @@ def acquire(device: torch.device, elements: int) -> Tensor:
     workspace = _eager.get(key)
     if workspace is None or workspace.numel() < elements:
         with _lock:
-            workspace = _zeros(_round_up(elements), torch.cuda.current_stream(device))
-            _eager[key] = workspace
+            workspace = _eager.get(key)  # another thread may have been here
+            if workspace is None or workspace.numel() < elements:
+                workspace = _zeros(_round_up(elements), torch.cuda.current_stream(device))
+                _eager[key] = workspace
     return workspace
 
 

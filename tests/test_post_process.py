@@ -241,6 +241,20 @@ def test_candidates_of_minus_infinity_beside_excluded_numbers(dtype):
     check(case, "triton", DEVICE)
 
 
+@each_dtype
+@pytest.mark.parametrize("rest", [0.0, -torch.inf], ids=["numbers", "minus infinity"])
+def test_nan_is_not_forgotten(dtype, rest):
+    """A thread that has read nothing but NaN and -inf so far goes on to other tiles, where the row's maximum is not its
+    own; and NaNs of two shares: the first counts."""
+    logits = torch.full((1, 3, 100_000), rest)
+    logits[0, :, 5000] = 20.0
+    logits[0, 0, :8] = torch.nan
+    logits[0, 1, 3] = torch.nan
+    logits[0, 2, [60_000, 90_000]] = torch.nan
+    case = Case(logits.to(dtype), torch.tensor([[-1, -1, -1]]), -1, threshold=0.5)
+    check(case, "triton", DEVICE)
+
+
 def _combinations():
     options = {
         "prompt_mask": torch.rand(3, 6, generator=torch.Generator().manual_seed(1)) < 0.4,
