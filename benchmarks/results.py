@@ -132,10 +132,11 @@ class Run(Record):
     """One measurement: raw samples and everything needed to judge them."""
 
     KIND = "run"
-    VERSION = 3
+    VERSION = 4
 
     created: str  # UTC, ISO 8601
     command: str
+    seconds: NonNegativeFloat  # for which the device was ours
     seed: int
     environment: Environment  # with the commit of the state that is measured
     base: State | None  # the state that it is compared with
@@ -169,6 +170,7 @@ class Run(Record):
             checks=self.checks + more.checks,
             series=self.series + more.series,
             blocks=self.blocks + more.blocks,
+            seconds=self.seconds + more.seconds,
             counts=counts,
             judged=None,
         )

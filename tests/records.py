@@ -42,6 +42,7 @@ def make_run(
     fields = {
         "created": "2026-11-23T12:00:00+00:00",
         "command": "python -m benchmarks run",
+        "seconds": 20.0,
         "seed": 0,
         "environment": environment,
         "base": State("d" * 40, False, "dllm_kernels/__init__.py") if slowdowns else None,

@@ -74,8 +74,10 @@ def test_results_are_checked_and_times_settle_before_any_is_kept(tiny):
         assert min(one.us + one.beside_us) > 0
 
 
-def test_head_and_base_are_sampled_in_lock_step(tiny):
+def test_head_and_base_are_sampled_in_lock_step(tiny, monkeypatch):
     """Both sides see the same inputs; fused is held beside base's fused and base's reference."""
+    # Both sides are in this process here, and a process has one CUPTI.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     conductor, workers = _conduct("head", "base")
     assert workers["head"].inputs.equal(workers["base"].inputs)
     pairs = {(one.implementation, one.beside) for one in conductor.series if one.clock == "call_us"}

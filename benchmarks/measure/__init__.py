@@ -93,6 +93,7 @@ def measure(
     with ExitStack() as stack:
         # Before a process of ours appears on the GPU, which another run there would notice.
         stack.enter_context(machine.lock(gpu.uuid_hash if gpu else "cpu", progress))
+        began = time.monotonic()
         started = stack.enter_context(_start(sides, range(first_process, first_process + processes)))
         environment = _common_environment(started.values(), head)
         conductor = _Conductor(environment.device_type, seed, gpu)
@@ -104,6 +105,7 @@ def measure(
     return Run(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=_command(sys.argv[1:]),
+        seconds=round(time.monotonic() - began, 1),
         seed=seed,
         environment=environment,
         base=None if base is None else base.state,
