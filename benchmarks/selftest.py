@@ -84,6 +84,9 @@ def add_command(commands: Any) -> None:
         "--merge", type=Path, nargs="+", default=[], metavar="FILE", help="take outcomes from these too"
     )
     parser.add_argument("--seconds", type=float, metavar="S", help="start no further run after so long")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="save the runs of the same code there, for `noise` to learn from"
+    )
     parser.set_defaults(command=_selftest)
 
 
@@ -107,6 +110,8 @@ def _selftest(options: argparse.Namespace) -> int:
             print(f"The time is over; run the same command again for what is left, with --output {options.output}")
             break
         run, outcome = _one(mutant, seed)
+        if options.keep and not mutant:
+            results.save(run, options.keep / f"same-code-{seed}.json")
         before = record.runs if record else ()
         environment = dataclasses.replace(run.environment, device_hash=None)
         record = Selftest(environment, run.command, (*before, outcome), ())

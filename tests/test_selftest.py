@@ -66,6 +66,13 @@ def test_it_goes_on_where_it_stopped(selftests):
     assert (code, len(record["runs"])) == (0, 5)
 
 
+def test_runs_of_the_same_code_are_kept_where_asked_for(selftests):
+    folder = selftests.folder / "kept"
+    selftests("--same", "2", "--planted", "1", "--mutant", "second-pass", "--keep", str(folder))
+    assert sorted(path.name for path in folder.iterdir()) == ["same-code-1.json", "same-code-2.json"]
+    assert results.load(results.Run, folder / "same-code-1.json").base is not None
+
+
 def test_records_of_one_device_are_merged_and_of_another_refused(selftests, capsys):
     selftests("--same", "2", output="a.json")
     selftests("--planted", "1", "--mutant", "second-pass", output="b.json")
