@@ -179,6 +179,62 @@ def test_100_000_repetitions_agree(shape):
     assert expected_ids.cpu().equal(_expected(case))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_a_million_rows_agree_with_float64(dtype, record_property):
+    """In all, a third each dtype. Blocks in the undecidable band may go either way; they are counted."""
+    generator = torch.Generator("cuda").manual_seed(6)
+    rows = undecided = 0
+    while rows < 340_000:
+        for shape in ((64, 32, 1000), (16, 128, 5003), (700, 3, 2048), (8, 256, 30_000), (2048, 1, 777)):
+            undecided += _undecided_blocks(_random_case(shape, dtype, generator))
+            rows += shape[0] * shape[1]
+    record_property("rows", rows)
+    record_property("undecided_blocks", undecided)
+    assert undecided < rows / 1000
+
+
+def _random_case(shape, dtype, generator):
+    """On the GPU: logits, half of them with a peak of any height; ids; mask id; thresholds that some rows pass."""
+    batch, length, vocab = shape
+    logits = torch.randn(shape, generator=generator, device="cuda") * 2
+    peaks = torch.randint(vocab, (batch, length, 1), generator=generator, device="cuda")
+    heights = torch.rand(batch, length, 1, generator=generator, device="cuda") * 30 - 10
+    logits = logits.scatter_add(-1, peaks, heights.clamp(min=0)).to(dtype)
+    ids = torch.randint(vocab, (batch, length), generator=generator, device="cuda")
+    share = torch.rand(batch, 1, generator=generator, device="cuda")
+    masked = torch.rand(batch, length, generator=generator, device="cuda") < share
+    return logits, ids.masked_fill(masked, vocab), vocab, torch.rand(batch, generator=generator, device="cuda") * 1.2
+
+
+def _undecided_blocks(case):
+    """Hold a call against float64; how many of its blocks could go either way."""
+    logits, ids, mask_id, thresholds = case
+    band = 1e-6
+    best = logits.max(dim=-1, keepdim=True).values
+    tokens = torch.where(logits == best, torch.arange(mask_id, device="cuda"), mask_id).min(dim=-1).values
+    exact = 1 / (logits.double() - best.double()).exp().sum(dim=-1)
+    masked = ids == mask_id
+    ranks = exact.masked_fill(~masked, -torch.inf)
+    above = ranks - thresholds.double().unsqueeze(-1)
+    falls_back = masked.any(dim=-1) & ~(above > 0).any(dim=-1)
+    highest = ranks.max(dim=-1, keepdim=True)
+    fallback = torch.zeros_like(masked).scatter(-1, highest.indices, falls_back.unsqueeze(-1))
+    accepted = (above > 0) | fallback
+    undecided = (above.abs() <= band).any(dim=-1)
+    undecided |= falls_back & ((ranks >= highest.values - band).sum(dim=-1) > 1)
+
+    outputs = poisoned_outputs(ids, ALL_OUTPUTS)
+    found = ids.clone()
+    dllm_post_process_fused(logits, found, mask_id, thresholds, **outputs)
+    assert outputs["tokens"].equal(torch.where(masked, tokens, ids))
+    assert (outputs["confidence"].double() - exact)[masked].abs().max() <= band
+    decided = ~undecided
+    assert outputs["accepted"][decided].equal(accepted[decided])
+    assert found[decided].equal(torch.where(accepted, tokens, ids)[decided])
+    assert outputs["remaining"].equal((found == mask_id).sum(dim=-1).int())
+    return int(undecided.sum())
+
+
 def test_offsets_beyond_int32():
     """More than 2**31 logits between the first row and the last, by size and by stride."""
     rows, vocab = 16_500, 131_072
