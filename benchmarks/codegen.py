@@ -155,11 +155,11 @@ def call(dtype: Any, vocab: int, options: bool, *, many_rows: bool = False) -> N
     logits = torch.empty(1, 32, vocab, dtype=dtype).expand(blocks, -1, -1)
     ids = torch.empty(blocks, 32, dtype=torch.int64)
     if not options:
-        gpu.post_process(logits, ids, 5, 0.9, None, (), (None, None, None, None), None)
+        gpu.post_process(logits, ids, 5, 0.9, None, (), (None, None, None, None), None, {})
         return
     bools = torch.empty_like(ids, dtype=torch.bool)
     outputs = (torch.empty(1, 32), ids.clone(), bools.clone(), torch.empty(1, dtype=torch.int32))
-    gpu.post_process(logits, ids, 5, torch.empty(1), bools, (1,), outputs, None)
+    gpu.post_process(logits, ids, 5, torch.empty(1), bools, (1,), outputs, None, {})
 
 
 class _Driver:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cache, lru_cache, partial
 from numbers import Real
 from types import ModuleType
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ def dllm_post_process_fused(
     for name, tensor in (("logits", logits), ("input_ids", input_ids)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a tensor; got {type(tensor).__name__}")
-    _check_layout(
+    kept = _check_layout(
         logits.dtype, logits.shape, logits.stride(), logits.device,
         input_ids.dtype, input_ids.shape, input_ids.stride(), input_ids.device,
     )  # fmt: skip
@@ -130,7 +130,7 @@ def dllm_post_process_fused(
             with torch.inference_mode():
                 remaining.zero_()
     elif backend == "triton":
-        _gpu().post_process(logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, workspace)
+        _gpu().post_process(logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, workspace, kept)
     else:
         _post_process_eager(logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, backend)
 
@@ -265,8 +265,11 @@ def _check_layout(
     ids_shape: torch.Size,
     ids_strides: tuple[int, ...],
     ids_device: torch.device,
-) -> None:
-    """Everything about logits and ids but their values: once a layout, because it takes longer than the launch."""
+) -> dict[Any, Any]:
+    """Everything about logits and ids but their values: once a layout, because it takes longer than the launch.
+
+    Returns a dictionary in which the backend may keep what it works out for this layout.
+    """
     if dtype not in _LOGITS_DTYPES:
         raise TypeError(f"logits: expected float16, bfloat16 or float32; got {dtype}")
     if ids_dtype not in _IDS_BOUNDS:
@@ -289,6 +292,7 @@ def _check_layout(
             f"input_ids: expected elements that do not overlap in memory; got shape {tuple(ids_shape)} "
             f"with strides {ids_strides}"
         )
+    return {}
 
 
 def _check_tensor(

@@ -42,9 +42,9 @@ def faults_of_publishing(code: dict) -> list[str]:
     published = [n for n, line in enumerate(ptx) if re.search(r"atom\.\S*relaxed\.\S*exch\.b64", line)]
     if len(published) != 2:
         faults.append(f"{len(published)} atomic stores of 64 bits, not 2")
-    polled = [n for n, line in enumerate(ptx) if re.search(r"ld\.volatile\.global\.(v\d\.)?[bu]64", line)]
-    if len(polled) < 2 or (published and polled[0] < published[-1]):
-        faults.append("results are not polled by volatile loads of 64 bits")
+    polled = [n for n, line in enumerate(ptx) if "ld.relaxed.gpu.global.b64" in line]
+    if len(polled) != 2 or (published and polled[0] < published[-1]):
+        faults.append("results are not polled by relaxed loads of 64 bits")
     return faults
 
 
@@ -76,9 +76,9 @@ def test_other_ways_to_publish_are_seen(changed):
 
 
 def test_a_poll_that_the_cache_may_answer_is_seen(changed):
-    cached = changed("words + offs, present, 1, volatile=True)", "words + offs, present, 1)")
+    cached = changed("ld.relaxed.gpu.global.b64 $1", "ld.global.b64 $1")
     told = faults_of_publishing(compiled("--arch", "sm_90", package=cached))
-    assert told == ["results are not polled by volatile loads of 64 bits"]
+    assert told == ["results are not polled by relaxed loads of 64 bits"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -118,7 +118,7 @@ def test_absent_options_are_compiled_out():
 
 
 def test_the_figures_are_those_of_the_machine_code():
-    """16 bytes a load, two words published; rows that start on any byte are read by two, and by many more loads."""
+    """16 bytes a load, also of rows that start on any byte but for their last tile; two words published."""
     aligned, unaligned = (
         compiled("--arch", "sm_90", "--dtype", "bfloat16", *more) for more in ((), ("--vocab", "50257"))
     )
@@ -131,8 +131,8 @@ def test_the_figures_are_those_of_the_machine_code():
     assert code["warps"] == 8
     assert code["instructions"] == len(aligned["sass"])
     assert code["barriers"] == sum(" BAR." in f" {line}" for line in aligned["sass"])
-    assert unaligned["code"]["loads_16_bytes"] == 0
-    assert unaligned["code"]["loads_narrow"] > 32
+    assert unaligned["code"]["loads_16_bytes"] >= code["loads_16_bytes"]
+    assert unaligned["code"]["loads_narrow"] >= 32
 
 
 def _code(**changes):
@@ -163,9 +163,9 @@ def test_blocks_that_fit_on_a_processor(registers, warps, blocks):
 # What is planted, on which call it shows, and what the fault says.
 PLANTED = {
     "a spill": ("num_warps=plan.warps,", "num_warps=plan.warps, maxnreg=32,", "registers spill"),
-    "a lost vector load": ("logits_strides[1] % width else width\n", "True else width\n", "a vector load was lost"),
-    "a lost barrier": ("tl.debug_barrier()  # several", "# several", "a barrier is gone: barriers of its own"),
-    "fewer blocks": ("        width,\n", "        4 * width,\n", "blocks fit on a processor instead of"),
+    "a lost vector load": ("alignment = width if", "alignment = 2 if", "a vector load was lost"),
+    "a lost barrier": ("tl.debug_barrier()  # several threads may hold", "#", "a barrier is gone: barriers of its own"),
+    "fewer blocks": ("num_warps=8, vectors=2", "num_warps=16, vectors=2", "blocks fit on a processor instead of"),
 }  # fmt: skip
 
 

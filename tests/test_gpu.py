@@ -94,6 +94,42 @@ def test_two_graphs_of_one_stream_replay_side_by_side():
     assert wrong.tolist() == [0, 0, 0]
 
 
+def test_calls_on_both_branches_of_a_captured_fork():
+    """Each must wait for all that came before it, though a launch may begin before the one ahead of it has ended."""
+    case = make_case(2, 32, 20_000, threshold=0.5, seed=8)
+    logits, prepared = _on_gpu(case)
+    source, read = torch.empty_like(logits), torch.empty_like(logits)
+    ids = [prepared.clone() for _ in range(3)]
+    side = torch.cuda.Stream()
+
+    def run():
+        for one in ids:
+            one.copy_(prepared)
+        read.copy_(source)
+        dllm_post_process_fused(read, ids[0], case.mask_id, 0.5)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            dllm_post_process_fused(read, ids[1], case.mask_id, 0.5)
+        ids[2].copy_(ids[0])
+        dllm_post_process_fused(read, ids[2], case.mask_id, 2.0)
+        torch.cuda.current_stream().wait_stream(side)
+        ids[1].add_(ids[2])
+        dllm_post_process_fused(read, ids[1], case.mask_id, 0.5)
+        read.zero_()
+
+    source.copy_(logits)
+    graph = _capture(run)
+    once = call(case, "reference", "cpu").input_ids
+    case.input_ids, case.threshold = once, 2.0
+    twice = call(case, "reference", "cpu").input_ids
+    for _ in range(200):
+        graph.replay()
+    assert ids[0].cpu().equal(once)
+    assert ids[2].cpu().equal(twice)
+    case.input_ids, case.threshold = once + twice, 0.5
+    assert ids[1].cpu().equal(call(case, "reference", "cpu").input_ids)
+
+
 def test_memory_of_a_destroyed_graph_is_used_again():
     case = make_case(4, 32, 20_000, threshold=0.5)
     logits, ids = _on_gpu(case)

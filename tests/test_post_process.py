@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from unittest import mock
@@ -11,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_kernels import cpu, dllm_post_process_fused, dllm_post_process_reference
+from dllm_kernels import cpu, dllm_post_process_fused, dllm_post_process_reference, gpu
 from tests.calls import ALL_OUTPUTS, BACKENDS, DEVICE, HAS_GPU, Case, call, check, make_case
 
+post_process = importlib.import_module("dllm_kernels.post_process")
 INF, NAN = math.inf, math.nan
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 VOCABS = [1, 2, 3, 1000, 1025, 30522, 50257, 126464, 128000, 157184]
@@ -55,6 +57,13 @@ def test_shapes(backend, device, batch, block_length):
 def test_many_short_blocks(backend, device):
     """On a GPU, more blocks than programs run at a time, each with a program that waits for others."""
     check(make_case(1500 if HAS_GPU else 40, 2, 1500, threshold=0.5, masked_share=0.9, seed=2), backend, device)
+
+
+def test_more_blocks_than_a_launch_holds(monkeypatch):
+    monkeypatch.setattr(gpu, "MAX_BLOCKS", 3)
+    post_process._check_layout.cache_clear()
+    check(make_case(8, 3, 900, threshold=0.5, seed=9), "triton", DEVICE)
+    post_process._check_layout.cache_clear()
 
 
 @each_backend
@@ -129,13 +138,13 @@ def test_ties_take_the_lowest_token(backend, device, dtype, where):
 @each_backend
 @each_dtype
 def test_rows_of_equal_bits_tie(backend, device, dtype):
-    """Bit-equal rows have bit-equal confidence wherever they lie, so the fallback takes the lowest position."""
+    """Bit-equal rows of a block have bit-equal confidence, so the fallback takes the lowest position."""
     row = torch.randn(20_011, generator=torch.Generator().manual_seed(5)).to(dtype)
     case = Case(row.repeat(3, 7, 1), torch.full((3, 7), -1), -1, threshold=2.0)
     case.input_ids[1, :3] = 5
     outcome = check(case, backend, device)
-    masked = case.input_ids == -1
-    assert len(outcome.confidence[masked].unique()) == 1
+    for confidence, ids in zip(outcome.confidence, case.input_ids, strict=True):
+        assert len(confidence[ids == -1].unique()) == 1
     assert outcome.accepted.nonzero().tolist() == [[0, 0], [1, 3], [2, 0]]
 
 
@@ -236,19 +245,16 @@ def test_confidence_is_exact_far_from_zero(backend, device, dtype):
 @each_dtype
 def test_a_long_share_adds_up_exactly(dtype):
     """One program for a whole row, a peak beside equal logits: every addition to the peak's sum rounds the same way."""
-    from dllm_kernels import gpu
-
     vocab, unit = 157_184, 2**-23
     height = math.log((round(0.05 / 0.95 / vocab * 4 / unit) + 0.45) * unit / 4)
     logits = torch.full((1, 1, vocab), height if dtype == torch.float32 else -15.0)
     logits[0, 0, 5] = 0.0
     case = Case(logits.to(dtype), torch.tensor([[-1]]), -1, threshold=0.5)
-    config = gpu.CONFIGS[-1]
-    tile = 32 * config.num_warps * 16 // case.logits.element_size()
-    gpu._plan.cache_clear()
-    with mock.patch.object(gpu, "_cut", return_value=(config, 1, -(-vocab // tile))):
+    config = gpu.CONFIGS[-1]._replace(max_splits=1)
+    post_process._check_layout.cache_clear()
+    with mock.patch.object(gpu, "CONFIGS", (config,)):
         check(case, "triton", DEVICE)
-    gpu._plan.cache_clear()
+    post_process._check_layout.cache_clear()
 
 
 @each_dtype
