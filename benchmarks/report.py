@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gate import Judgement, Status, Verdict
-from benchmarks.results import Run
+from benchmarks.results import KernelTable, Run
 from benchmarks.stats import Interval
 from benchmarks.workloads import WORKLOADS
 
@@ -84,7 +84,7 @@ def headline(run: Run, judgement: Judgement) -> str:
     return f"{MARKS[judgement.status]} on {environment.device} ({where}): {counts or 'nothing was judged'}"
 
 
-def versions(run: Run) -> str:
+def versions(run: Run | KernelTable) -> str:
     environment = run.environment
     parts = [f"Python {environment.python}", f"torch {environment.torch}", f"triton {environment.triton or 'none'}"]
     if environment.driver:

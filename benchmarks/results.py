@@ -177,6 +177,58 @@ class Run(Record):
 
 
 @dataclass(frozen=True)
+class Times(Strict):
+    """Samples of one workload, implementation or limit, and clock, in the order in which they were taken."""
+
+    workload: str
+    implementation: str
+    clock: str
+    us: Annotated[tuple[Microseconds, ...], Field(min_length=1)]
+    quiet: bool  # False if other work on the machine disturbed most samples, so that these had to be kept
+
+
+INPUTS = "the inputs"  # what is absent in the place of an implementation where there was no memory for them
+Kind = Literal["wrong", "failed", "not captured"]
+
+
+@dataclass(frozen=True)
+class Absence(Strict):
+    """Why an implementation has no times: of one workload, or of one clock of it."""
+
+    workload: str
+    implementation: str
+    kind: Kind
+    detail: str
+
+
+@dataclass(frozen=True)
+class KernelTable(Record):
+    """Implementations of the step beside each other and beside the limits, from one process."""
+
+    KIND = "kernel table"
+    VERSION = 1
+
+    created: str  # UTC, ISO 8601
+    command: str
+    seed: int
+    environment: Environment
+    checked: bool  # False if results were not held against the reference
+    workloads: tuple[str, ...]
+    skipped: tuple[str, ...]  # that this machine leaves out
+    implementations: tuple[str, ...]
+    peers: dict[str, str]  # SHA-256 of the files of those that were brought from outside
+    limits: tuple[str, ...]
+    clock_methods: dict[str, str]
+    floor_searches: dict[str, dict[str, Microseconds]]  # of each workload: median of every way to read the logits
+    times: tuple[Times, ...]
+    absences: tuple[Absence, ...]
+    blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        datetime.datetime.fromisoformat(self.created)
+
+
+@dataclass(frozen=True)
 class Noise(Strict):
     """How far the processes of one workload, clock and pair differ though nothing does."""
 

@@ -82,7 +82,7 @@ def progress(title: str, steps: int) -> Iterator[measure.Progress]:
 
     columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting the processes", total=steps)
+        task = bar.add_task("starting", total=steps)
         begun = 0
 
         def step(text: str) -> None:

@@ -6,7 +6,10 @@ With `-warm` every call reads the same logits, which then lie in the cache, as r
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,6 +82,40 @@ WORKLOADS: dict[str, Workload] = {
     )
 }
 QUICK = ("1x32x128000-fp16-100", "1x32x157184-bf16-100", "1x32x157184-bf16-50", "8x4x151936-bf16-100")
+
+
+_NAME = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)-([a-z0-9]+)-(\d+)(-warm)?")
+
+
+def parse(name: str) -> Workload:
+    """The workload of that name, whether it is a registered one or not.
+
+    Raises:
+        ValueError: the name does not follow the grammar at the top; the message says where.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"workload: expected blocks x positions x vocabulary, dtype and percent of positions masked, such as "
+            f"4x32x157184-bf16-50, and -warm after it for logits in the cache; got {name!r}"
+        )
+    *shape, dtype, percent, warm = match.groups()
+    if dtype not in BYTES:
+        raise ValueError(f"workload {name}: expected logits of {', '.join(BYTES)}; got {dtype!r}")
+    if not 1 <= int(percent) <= 100:
+        raise ValueError(f"workload {name}: expected 1 to 100 percent of positions masked; got {percent}")
+    batch, block_length, vocab = map(int, shape)
+    return Workload(batch, block_length, vocab, dtype, int(percent), warm is not None)
+
+
+def with_warm(chosen: Iterable[Workload], cache_bytes: int) -> list[Workload]:
+    """`chosen`, each followed by its warm twin where the logits fit into a cache of that size."""
+    both = []
+    for workload in chosen:
+        both.append(workload)
+        if workload.logits_bytes <= cache_bytes:
+            both.append(dataclasses.replace(workload, warm=True))
+    return list(dict.fromkeys(both))
 
 
 def select(names: list[str] | None, *, gpu: bool, quick: bool = False) -> tuple[list[Workload], list[Workload]]:

@@ -472,4 +472,5 @@ def test_commit_of_a_checkout_and_of_none(tmp_path, monkeypatch):
 
 
 def test_a_record_tells_its_command_and_no_path_of_the_machine():
-    assert measure._command(["run", "--output", "/home/me/run.json"]) == "python -m benchmarks run --output run.json"
+    typed = ["run", "--output", "/home/me/run.json"]
+    assert measure.command("benchmarks", typed) == "python -m benchmarks run --output run.json"

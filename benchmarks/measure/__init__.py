@@ -104,7 +104,7 @@ def measure(
             conductor.measure_workload(workload, started, progress)
     return Run(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        command=_command(sys.argv[1:]),
+        command=command("benchmarks", sys.argv[1:]),
         seconds=round(time.monotonic() - began, 1),
         seed=seed,
         environment=environment,
@@ -339,7 +339,7 @@ def _check_of(replies: dict[str, dict[str, Any]]) -> tuple[bool, str]:
     return True, replies["head"]["detail"]
 
 
-def _command(arguments: Sequence[str]) -> str:
+def command(module: str, arguments: Sequence[str]) -> str:
     """What was typed; of absolute paths the last part alone, because records are published."""
     short = [Path(argument).name if Path(argument).is_absolute() else argument for argument in arguments]
-    return shlex.join(["python", "-m", "benchmarks", *short])
+    return shlex.join(["python", "-m", module, *short])

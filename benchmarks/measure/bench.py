@@ -67,9 +67,10 @@ class Bench:
         from dllm_kernels import dllm_post_process_fused, dllm_post_process_reference
 
         self.torch = torch
-        self.workload = workloads.WORKLOADS[workload]
+        self.workload = workloads.parse(workload)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.implementations: dict[str, Callable[..., None]] = {
+        # What is measured; others may be added, which are called with logits, ids, mask id and threshold alone.
+        self.implementations: dict[str, Callable[..., Any]] = {
             "fused": dllm_post_process_fused,
             "reference": dllm_post_process_reference,
         }
@@ -84,6 +85,7 @@ class Bench:
         self.samples = 0  # of the block
         self.profile: Any = None
         self.graphs: dict[str, Any] = {}  # of the block, by implementation
+        self.not_captured: dict[str, str] = {}  # and why
         self.graph_ids = self.prepared.expand(max(len(self.draws), GRAPH_CALLS), *self.prepared.shape).clone()
         self.replay_us: list[float] = []  # of the block, a call
         self.processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
@@ -102,12 +104,8 @@ class Bench:
     def _disagreement(self, logits: Tensor) -> tuple[str, Tensor]:
         torch = self.torch
         outcomes = {}
-        for name, function in self.implementations.items():
-            ids = self.prepared.clone()
-            confidence = torch.empty(ids.shape, device=self.device)
-            tokens = torch.empty_like(ids)
-            function(logits, ids, self.workload.mask_id, workloads.THRESHOLD, confidence=confidence, tokens=tokens)
-            outcomes[name] = ids, confidence, tokens
+        for name in ("fused", "reference"):
+            outcomes[name] = self._outcome(name, logits)
         (ids, p, tokens), (expected_ids, expected_p, expected_tokens) = outcomes["fused"], outcomes["reference"]
         if not torch.equal(tokens, expected_tokens):
             return f"{int((tokens != expected_tokens).sum())} candidates differ from the reference", expected_ids
@@ -115,16 +113,38 @@ class Bench:
         worst = float((p - expected_p)[masked].abs().max())
         if not worst <= 2e-6:  # each may be 1e-6 off
             return f"a confidence is {worst:.1e} off the reference", expected_ids
-        unsure = (expected_p - workloads.THRESHOLD).abs() <= 2e-6
-        wrong = (ids != expected_ids) & ~unsure.any(dim=-1, keepdim=True)  # a block's fallback hangs on each row
-        if bool(wrong.any()):
-            return f"{int(wrong.sum())} ids differ from the reference", expected_ids
+        if wrong := _wrong_ids(ids, expected_ids, expected_p):
+            return f"{wrong} ids differ from the reference", expected_ids
         # The timed call gives no outputs, which are compiled out: another kernel.
         self.ids.copy_(self.prepared)
         self._call("fused", logits)
         if not torch.equal(self.ids, ids):
             return "without outputs, the call leaves other ids than with them", expected_ids
         return "", expected_ids
+
+    def disagreement(self, implementation: str) -> str:
+        """How it differs from the reference on the inputs to be timed, outside the undecidable band; empty where it
+        does not. Of fused, candidates and confidences are held against the reference's too."""
+        if implementation == "fused":
+            reply = self.check()
+            return "" if reply["passed"] else str(reply["detail"])
+        for logits in self.draws:
+            expected_ids, expected_p, _ = self._outcome("reference", logits)
+            self.ids.copy_(self.prepared)
+            self._call(implementation, logits)
+            if wrong := _wrong_ids(self.ids, expected_ids, expected_p):
+                return f"{wrong} ids differ from the reference"
+        return ""
+
+    def _outcome(self, implementation: str, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, confidence and candidates that it leaves."""
+        ids = self.prepared.clone()
+        confidence = self.torch.empty(ids.shape, device=self.device)
+        tokens = self.torch.empty_like(ids)
+        self.implementations[implementation](
+            logits, ids, self.workload.mask_id, workloads.THRESHOLD, confidence=confidence, tokens=tokens
+        )
+        return ids, confidence, tokens
 
     def warm_up(self) -> dict[str, int]:
         """Call each implementation until its times have settled; how many calls that took."""
@@ -152,6 +172,7 @@ class Bench:
             self.profile.__enter__()
         elif clock == "graph_us":
             self.replay_us = []
+            self.not_captured = {}
             for name in self.implementations:
                 self._capture(name)
             return list(self.graphs)
@@ -204,13 +225,7 @@ class Bench:
         with _launched_kernels() as kernels:
             self._call("fused", self._next_logits())
         allocations = torch.cuda.memory_stats().get("allocation.all.allocated", 0) - before
-        with _profiler() as profile:
-            self._prepare()
-            with torch.profiler.record_function("sample 0"):
-                with torch.profiler.record_function("call"):
-                    self._call("fused", self._next_logits())
-                torch.cuda.synchronize()
-        events = profile.profiler.kineto_results.events()
+        events = self._events_of_a_call("fused")
         waits = [name for name in _inside(events, "call", gpu=False) if name.startswith(SYNCHRONIZATIONS)]
         counts = {
             "launches": len(_inside(events, "sample 0", gpu=True)),
@@ -220,6 +235,35 @@ class Bench:
         if kernels:
             counts |= dataclasses.asdict(machine_code.together(map(machine_code.read, kernels)))
         return counts
+
+    def wait_of(self, implementation: str) -> str:
+        """What its call waits for the GPU by, which no stream that is captured permits; empty where it does not."""
+        if self.device == "cpu":
+            return ""
+        called = _inside(self._events_of_a_call(implementation), "call", gpu=False)
+        return next((name for name in called if "Synchronize" in name), "")
+
+    def _events_of_a_call(self, implementation: str) -> Sequence[Any]:
+        """Of the range "call", and of "sample 0", which ends when the GPU is done."""
+        with _profiler() as profile:
+            self._prepare()
+            with self.torch.profiler.record_function("sample 0"):
+                with self.torch.profiler.record_function("call"):
+                    self._call(implementation, self._next_logits())
+                self.torch.cuda.synchronize()
+        events: Sequence[Any] = profile.profiler.kineto_results.events()
+        return events
+
+    def call_under_profiler(self) -> None:
+        """One fused call as Nsight Compute is to see it: settled, and alone in the profiler's and an NVTX range."""
+        cuda = self.torch.cuda
+        logits = self._next_logits()
+        self._prepare()
+        cuda.profiler.start()
+        with cuda.nvtx.range(self.workload.name):
+            self._call("fused", logits)
+            cuda.synchronize()
+        cuda.profiler.stop()
 
     def _capture(self, implementation: str) -> None:
         """Into a CUDA graph: calls in turn on every draw and on ids of their own; none where it cannot be captured.
@@ -234,7 +278,8 @@ class Bench:
             with torch.cuda.graph(graph):
                 for logits, ids in zip(logits_of, self.graph_ids, strict=True):
                     self.implementations[implementation](logits, ids, self.workload.mask_id, workloads.THRESHOLD)
-        except RuntimeError:  # torch's for what a stream that is captured does not permit, such as a wait
+        except RuntimeError as error:  # torch's for what a stream that is captured does not permit, such as a wait
+            self.not_captured[implementation] = str(error)
             return
         self.graphs[implementation] = graph
         self._replay(implementation)
@@ -290,6 +335,13 @@ class Bench:
         ready = time.perf_counter_ns()
         waited_ns = machine.waited_ns() - waited_ns if self.device == "cpu" else 0
         return (ready - start) / 1e3, (returned - start) / 1e3, ready - start, waited_ns
+
+
+def _wrong_ids(ids: Tensor, expected_ids: Tensor, expected_p: Tensor) -> int:
+    """How many differ where the reference's confidence decides."""
+    unsure = (expected_p - workloads.THRESHOLD).abs() <= 2e-6
+    wrong = (ids != expected_ids) & ~unsure.any(dim=-1, keepdim=True)  # a block's fallback hangs on each row
+    return int(wrong.sum())
 
 
 _loaded: dict[int, Path] = {}  # kernels' handles and machine code, as Triton loads them
