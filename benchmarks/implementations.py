@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,12 @@ def peer(place: str) -> Implementation:
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
         raise ValueError(f"--peer: expected FILE.py:FUNCTION of a file that exists; got {place!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    spec = importlib.util.spec_from_file_location(f"peer_{path.stem}_{digest[:8]}", path)
     assert spec is not None  # for a name that ends in .py there is one
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and torch.compile look for it
     try:
         spec.loader.exec_module(module)
     except (ImportError, SyntaxError) as error:
@@ -63,7 +66,7 @@ def peer(place: str) -> Implementation:
     step = getattr(module, function, None)
     if not callable(step):
         raise ValueError(f"--peer: expected {path.name} to have a function {function!r}; it has none")
-    return Implementation(f"{path.stem}.{function}", step, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Implementation(f"{path.stem}.{function}", step, digest)
 
 
 def block_by_block(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:

@@ -118,8 +118,11 @@ class _Table:
         others = {one.name: one.step for one in [*implementations.present(), *self.peers]}
         bench.implementations.update(others)
         self.implementations |= dict.fromkeys(bench.implementations)
-        if not self._is_sound(bench, "reference"):
-            return  # there is nothing to hold the others against
+        if self._is_sound(bench, "reference"):  # or there is nothing to hold the others against
+            self._take_turns(bench)
+        bench.close()
+
+    def _take_turns(self, bench: Bench) -> None:
         sound = {
             name: step
             for name, step in bench.implementations.items()
@@ -130,11 +133,10 @@ class _Table:
         everything = {**sound, limits.FLOOR: self._fastest_reader(bench), **bounds}
         bench.implementations = everything
         bench.warm_up()
-        rng = random.Random(f"{self.seed} {workload.name}")
+        rng = random.Random(f"{self.seed} {bench.workload.name}")
         for clock in self.clocks:
             bench.implementations = self._capturable(bench, everything) if clock == "graph_us" else everything
             self._block(bench, clock, rng)
-        bench.close()
 
     def _is_sound(self, bench: Bench, name: str) -> bool:
         """Whether it runs and, if that is asked, is right. The first call may compile, and ask for more memory than

@@ -1,0 +1,440 @@
+"""The kernel-level benchmark: names of workloads, what is measured and refused, its record, table and picture."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import dllm_kernels
+from benchmarks import bench_triton_post_process as cli
+from benchmarks import implementations, limits, results, table, workloads
+from benchmarks.implementations import BLOCK_BY_BLOCK, Implementation
+from benchmarks.measure import table as measuring
+from benchmarks.results import Absence, Block, GpuState, KernelTable, Times
+from benchmarks.workloads import WORKLOADS, Workload, parse
+from tests.conftest import HAS_GPU
+from tests.records import GPU
+
+ROOT = Path(__file__).parent.parent
+SMALL = "2x4x1500-fp32-50"
+WARM = "1x32x157184-bf16-100-warm"
+COLD = "1x32x157184-bf16-100"
+
+PEERS = """
+from __future__ import annotations
+from dataclasses import dataclass
+import torch
+from dllm_kernels import dllm_post_process_reference as good
+
+@dataclass
+class Options:
+    blocks: int
+
+def wrong(logits, input_ids, mask_id, threshold):
+    input_ids.fill_(3)
+
+def out_of_memory(logits, input_ids, mask_id, threshold):
+    raise torch.OutOfMemoryError("no room for it")
+
+def uninstalled(logits, input_ids, mask_id, threshold):
+    import package_that_nobody_has
+
+def choosy(logits, input_ids, mask_id, threshold):
+    raise ValueError("expected one block")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch):
+    """Without what takes long to compile; and with the garbage collector as it was."""
+    others = [Implementation(BLOCK_BY_BLOCK, implementations.block_by_block)]
+    monkeypatch.setattr(implementations, "present", lambda: others)
+    monkeypatch.setattr(measuring, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "UNROLL", (4,))
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+@pytest.fixture
+def peers(tmp_path):
+    path = tmp_path / "peers.py"
+    path.write_text(PEERS)
+    return path
+
+
+def run(*arguments, workload=SMALL):
+    return cli.main(["--workload", workload, *map(str, arguments)])
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["2x16x32000-bf16-50", "1x1x1-fp32-1-warm", "128x32x157184-fp16-100", *WORKLOADS])
+def test_a_name_is_read_as_it_is_written(name):
+    assert parse(name).name == name
+    assert parse(name) == WORKLOADS.get(name, parse(name))
+
+
+def test_a_name_says_what_it_is_of():
+    assert parse("2x16x32000-bf16-50-warm") == Workload(2, 16, 32000, "bf16", 50, warm=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "expected blocks x positions x vocabulary"),
+        ("2x16x32000", "got '2x16x32000'"),
+        ("2x16-bf16-50", "expected blocks x positions x vocabulary"),
+        ("0x16x32000-bf16-50", "expected blocks x positions x vocabulary"),
+        ("02x16x32000-bf16-50", "expected blocks x positions x vocabulary"),
+        ("2x16x32000-bf16-50-cold", "expected blocks x positions x vocabulary"),
+        ("2x16x32000-bf16--5", "expected blocks x positions x vocabulary"),
+        ("2x16x32000-int8-50", "expected logits of fp16, bf16, fp32; got 'int8'"),
+        ("2x16x32000-bf16-0", "expected 1 to 100 percent of positions masked; got 0"),
+        ("2x16x32000-bf16-101", "expected 1 to 100 percent of positions masked; got 101"),
+    ],
+)
+def test_a_name_that_is_none_is_refused_with_the_reason(name, message):
+    with pytest.raises(ValueError, match=message):
+        parse(name)
+
+
+def test_warm_twins_are_of_what_fits_the_cache_and_there_once():
+    small, large = parse(SMALL), parse(COLD)
+    warm = parse(f"{SMALL}-warm")
+    assert workloads.with_warm([small, large, warm], small.logits_bytes) == [small, warm, large]
+    assert workloads.with_warm([small, large], 0) == [small, large]
+
+
+# What is measured
+
+
+def test_it_measures_what_is_right_and_records_it(tmp_path, peers, capsys):
+    path = tmp_path / "table.json"
+    assert run("--peer", f"{peers}:good", "--json", path) == 0
+    printed = capsys.readouterr().out
+    record = results.load(KernelTable, path)
+    assert record.checked
+    assert record.implementations == ("fused", "reference", BLOCK_BY_BLOCK, "peers.good")
+    assert record.peers == {"peers.good": hashlib.sha256(peers.read_bytes()).hexdigest()}
+    assert set(record.floor_searches[SMALL]) >= {"torch.amax", "torch.sum"}
+    times = {(one.implementation, one.clock): one.us for one in record.times}
+    for name in (*record.implementations, *record.limits):
+        assert len(times[name, "call_us"]) >= 3
+        assert name in printed
+    assert ("No GPU here" in printed) is not HAS_GPU
+    assert str(tmp_path) not in record.command
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_show_prints_the_same_table_and_measures_nothing(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "table.json"
+    assert run("--json", path) == 0
+    measured = capsys.readouterr().out.removesuffix(f"Record: {path}\n")
+    monkeypatch.setattr(cli, "_measured", None)
+    assert cli.main(["--show", str(path)]) == 0
+    assert capsys.readouterr().out == measured
+
+
+@pytest.mark.parametrize(("skip", "code"), [((), 1), (("--skip-correctness",), 0)])
+def test_a_wrong_peer_is_named_and_not_timed_unless_that_is_asked_for(tmp_path, peers, capsys, skip, code):
+    path = tmp_path / "table.json"
+    assert run("--peer", f"{peers}:wrong", "--json", path, *skip) == code
+    printed = capsys.readouterr().out
+    record = results.load(KernelTable, path)
+    timed = {one.implementation for one in record.times}
+    assert timed >= {"fused", "reference"}
+    assert ("peers.wrong" in timed) is bool(skip)
+    assert ("peers.wrong: WRONG, not timed: " in printed) is not skip
+    assert ("ids differ from the reference" in printed) is not bool(skip)
+    assert ("NOT CHECKED" in printed) is bool(skip)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("out_of_memory", "OutOfMemoryError: no room for it"),
+        ("uninstalled", "ModuleNotFoundError: No module named 'package_that_nobody_has'"),
+        ("choosy", "ValueError: expected one block"),
+    ],
+)
+def test_a_peer_that_fails_is_named_and_the_rest_goes_on(tmp_path, peers, capsys, name, message):
+    path = tmp_path / "table.json"
+    assert run("--peer", f"{peers}:{name}", "--peer", f"{peers}:good", "--json", path) == 0
+    assert f"peers.{name}: FAILED, not timed: {message}" in capsys.readouterr().out
+    timed = {one.implementation for one in results.load(KernelTable, path).times}
+    assert timed >= {"fused", "reference", "peers.good"}
+    assert f"peers.{name}" not in timed
+
+
+@pytest.mark.parametrize("name", ["dllm_post_process_fused", "dllm_post_process_reference"])
+def test_without_fused_or_reference_it_exits_1(monkeypatch, capsys, name):
+    def fails(*_, **__):
+        raise RuntimeError("not today")
+
+    monkeypatch.setattr(dllm_kernels, name, fails)
+    assert run() == 1
+    assert f"{name.removeprefix('dllm_post_process_')}: FAILED, not timed: RuntimeError" in capsys.readouterr().out
+
+
+def test_a_fused_that_is_wrong_exits_1(monkeypatch, capsys):
+    monkeypatch.setattr(dllm_kernels, "dllm_post_process_fused", lambda *_, **__: None)
+    assert run() == 1
+    assert "fused: WRONG, not timed: " in capsys.readouterr().out
+
+
+def test_inputs_that_do_not_fit_are_named(monkeypatch, capsys):
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(workloads, "make_inputs", fails)
+    assert run() == 1
+    assert "the inputs: FAILED, not timed: OutOfMemoryError: no room" in capsys.readouterr().out
+
+
+def _others(monkeypatch):
+    """All that may be present, with what they are made of replaced by what is there."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setitem(
+        sys.modules, "flashinfer", SimpleNamespace(sampling=SimpleNamespace(softmax=lambda rows: rows.softmax(-1)))
+    )
+    return [
+        implementations.block_by_block,
+        implementations.compiled_formula(),
+        implementations.flashinfer_softmax,
+    ]
+
+
+@pytest.mark.parametrize("threshold", [0.95, 0.2, 1.0])
+def test_the_others_do_the_same_step(monkeypatch, threshold):
+    (logits,), prepared = workloads.make_inputs(Workload(8, 4, 300, "fp32", 50), "cpu", seed=3)
+    prepared[0] = 7  # a block without masks
+    expected = prepared.clone()
+    dllm_kernels.dllm_post_process_reference(logits, expected, 300, threshold)
+    for step in _others(monkeypatch):
+        ids = prepared.clone()
+        step(logits, ids, 300, threshold)
+        assert ids.equal(expected)
+
+
+# Limits
+
+
+def test_torchs_readers_read_the_masked_rows():
+    logits = torch.randn(2, 4, 1000)
+    found = limits.readers(3, logits)
+    assert torch.equal(found["torch.amax"](logits, None, 0, 0.5), logits[:, :3].amax(-1))
+    torch.testing.assert_close(found["torch.sum"](logits, None, 0, 0.5), logits[:, :3].sum(-1))
+
+
+def test_the_floors_kernels_find_the_maxima():
+    """In a process of its own: the interpreter has to be asked for before Triton is imported."""
+    program = """
+import torch
+from benchmarks import limits
+for dtype in (torch.bfloat16, torch.float32):
+    for vocab in (5000, 2049, 40):
+        logits = torch.randn(2, 4, vocab).to(dtype)
+        expected = logits[:, :3].float().amax(-1)
+        found = limits.maxima_kernels(3, logits)
+        assert len(found) == 30, len(found)
+        for name, read in list(found.items())[::4]:
+            maxima = read(logits, None, 0, 0.5)
+            assert torch.equal(maxima.view(2, 3, -1).amax(-1), expected), (dtype, vocab, name)
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+class _OnAGpu:
+    """A bench that says it is on a GPU, where some calls wait and a graph of some leaves other ids."""
+
+    def __init__(self):
+        self.workload = parse(SMALL)
+        self.implementations = {}
+        self.not_captured = {}
+
+    def wait_of(self, name):
+        return "cudaStreamSynchronize" if name == "waits" else ""
+
+    def begin(self, clock):
+        assert clock == "graph_us"
+        (name,) = self.implementations
+        assert name != "waits", "PyTorch does not recover from a capture that failed"
+        if name == "differs":
+            raise RuntimeError("in a CUDA graph, differs leaves other ids")
+        self.not_captured = {"allocates": "operation not permitted"} if name == "allocates" else {}
+
+    def end(self):
+        return []
+
+
+def test_what_no_graph_can_hold_is_named_with_the_reason():
+    bench, kept = _OnAGpu(), measuring._Table("cuda", None, None, (), True, 0)
+    everything = dict.fromkeys(("fused", "waits", "differs", "allocates", "floor"))
+    assert list(kept._capturable(bench, everything)) == ["fused", "floor"]
+    assert [(one.implementation, one.kind, one.detail) for one in kept.absences] == [
+        ("waits", "not captured", "its call waits for the GPU (cudaStreamSynchronize)"),
+        ("differs", "not captured", "RuntimeError: in a CUDA graph, differs leaves other ids"),
+        ("allocates", "not captured", "operation not permitted"),
+    ]
+
+
+def test_calls_that_waited_for_a_processor_do_not_count():
+    kept = measuring._Table("cpu", None, None, (), True, 0)
+    order = ["fused"] * 5 + ["reference"] * 3
+    kept._keep(SMALL, "call_us", order, map(float, range(1, 9)), [True, False, True, True, False, True, True, False])
+    assert kept.times == [
+        Times(SMALL, "fused", "call_us", (1.0, 3.0, 4.0), True),
+        Times(SMALL, "reference", "call_us", (6.0, 7.0, 8.0), False),
+    ]
+
+
+# Table and picture
+
+
+def gpu_table(**changes):
+    """Fused at twice the floor's time cold, three times warm; the formula is not captured."""
+    us = {"fused": 10.0, "reference": 100.0, BLOCK_BY_BLOCK: 200.0, limits.FLOOR: 5.0, limits.EMPTY_KERNEL: 1.0}
+    times = [
+        Times(workload, name, clock, (value * 0.9, value, value, value, value * 1.1), True)
+        for workload in (COLD, WARM)
+        for clock, share in (("device_us", 1.0), ("graph_us", 0.5), ("call_us", 3.0), ("host_us", 2.0))
+        for name, value in ((n, v * share * (1.5 if (n, workload) == ("fused", WARM) else 1.0)) for n, v in us.items())
+        if (name, clock) != (BLOCK_BY_BLOCK, "graph_us")
+    ]
+    reason = "its call waits for the GPU (cudaStreamSynchronize)"
+    throttled = GpuState(1200, 2600, 90, 690.0, ("power cap",), 0)
+    fields = {
+        "created": "2026-11-24T10:00:00+00:00", "command": "python -m benchmarks.bench_triton_post_process", "seed": 0,
+        "environment": GPU, "checked": True, "workloads": (COLD, WARM), "skipped": (),
+        "implementations": ("fused", "reference", BLOCK_BY_BLOCK), "peers": {},
+        "limits": (limits.FLOOR, limits.EMPTY_KERNEL), "clock_methods": dict.fromkeys(table.CLOCKS, ""),
+        "floor_searches": {COLD: {"torch.amax": 6.0, "maxima": 5.0}, WARM: {"torch.amax": 2.0}},
+        "times": tuple(times),
+        "absences": tuple(Absence(name, BLOCK_BY_BLOCK, "not captured", reason) for name in (COLD, WARM)),
+        "blocks": (Block(COLD, 0, "call_us", throttled.fault, throttled),),
+    }  # fmt: skip
+    return KernelTable(**{**fields, **changes})
+
+
+def test_the_floor_and_fused_are_held_on_the_same_clock():
+    """Cold, on the device's and in a graph; warm, in a graph alone."""
+    cold, warm = table.Sheet(gpu_table(), COLD), table.Sheet(gpu_table(), WARM)
+    assert cold.floor_clocks == ("device_us", "graph_us")
+    assert warm.floor_clocks == ("graph_us",)
+    assert cold.above_floor("fused", "device_us") == pytest.approx((5.0, 2.0))
+    assert cold.above_floor(BLOCK_BY_BLOCK, "graph_us") is None
+    assert warm.above_floor("fused", "graph_us") == pytest.approx((5.0, 3.0))
+    assert cold.share_of_limit("fused") == pytest.approx(0.5)
+    assert warm.share_of_limit("fused") == pytest.approx(1 / 3)
+
+
+def test_speedups_and_bandwidth():
+    sheet = table.Sheet(gpu_table(), COLD)
+    assert sheet.speedup("fused", "reference", "device_us") == pytest.approx(10)
+    assert sheet.speedup("fused", BLOCK_BY_BLOCK, "call_us") == pytest.approx(20)
+    assert sheet.gb_per_s("fused") == pytest.approx(32 * 157184 * 2 / 10e-6 / 1e9)
+
+
+def test_the_table_tells_what_is_missing_and_why(tmp_path, capsys):
+    results.save(gpu_table(), tmp_path / "table.json")
+    assert cli.main(["--show", str(tmp_path / "table.json")]) == 0
+    printed = capsys.readouterr().out
+    assert f"¹ {BLOCK_BY_BLOCK}: not timed in a graph: its call waits for the GPU" in printed
+    assert "floor: maxima, the fastest of 2 ways" in printed
+    assert "call_us: the GPU was throttled: power cap; do not rely on these" in printed
+    (fused, _) = [line for line in printed.splitlines() if line.startswith("│ fused")]
+    assert [cell.strip() for cell in fused.strip("│").split("│")] == [
+        "fused", "10.0 ±0.0%", "5.00 ±0.0%", "30.0 ±0.0%", "20.0 ±0.0%", "10.00x, 10.00x", "20.00x, 20.00x", "1,006.0",
+        "+5.0 µs, 2.00x", "+2.5 µs, 2.00x",
+    ]  # fmt: skip
+
+
+def test_a_record_keeps_every_field_and_refuses_another(tmp_path):
+    path = tmp_path / "table.json"
+    results.save(gpu_table(), path)
+    assert results.load(KernelTable, path) == gpu_table()
+    path.write_text(path.read_text().replace('"version": 1', '"version": 0'))
+    with pytest.raises(results.RecordError, match="this version reads 1"):
+        results.load(KernelTable, path)
+
+
+@pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_the_picture_is_drawn(tmp_path, ending, start, capsys):
+    pytest.importorskip("matplotlib")
+    results.save(gpu_table(), tmp_path / "table.json")
+    picture = tmp_path / "new" / f"table.{ending}"
+    assert cli.main(["--show", str(tmp_path / "table.json"), "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(start)
+    assert picture.stat().st_size > 5000
+    assert f"Picture: {picture}" in capsys.readouterr().out
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workload", "1x1x1"], "error: workload: expected blocks x positions x vocabulary"),
+        (
+            ["--workload", SMALL, "--peer", "none.py:f"],
+            "error: --peer: expected FILE.py:FUNCTION of a file",
+        ),
+        (["--workload", SMALL, "--peer", f"{__file__}"], "error: --peer: expected FILE.py:FUNCTION"),
+        (["--workload", SMALL, "--peer", f"{ROOT / 'tests' / 'calls.py'}:none"], "error: --peer: expected calls.py to"),
+        (["--workload", SMALL, "--plot", "table.pdf"], "error: --plot: expected a file that ends in .png or .svg"),
+        (["--show", "none.json"], "error: none.json: cannot be read"),
+    ],
+)
+def test_what_cannot_be_done_exits_2_before_anything_is_measured(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(measuring, "measure_table", None)
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_peer_that_cannot_be_imported_or_is_given_twice_exits_2(tmp_path, peers, capsys):
+    broken = tmp_path / "broken.py"
+    broken.write_text("import package_that_nobody_has\n")
+    assert run("--peer", f"{broken}:f") == 2
+    assert "broken.py cannot be imported: No module named 'package_that_nobody_has'" in capsys.readouterr().err
+    assert run("--peer", f"{peers}:good", "--peer", f"{peers}:good") == 2
+    assert "expected each name once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", ["--show a --quick", "--show a --peer b.py:f", "--ncu a --plot b.png"])
+def test_options_that_exclude_each_other_exit_2(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments.split())
+    assert stopped.value.code == 2
+
+
+@pytest.mark.skipif(HAS_GPU, reason="needs a machine without a GPU")
+def test_nsight_compute_needs_a_gpu(capsys):
+    assert cli.main(["--ncu", SMALL]) == 2
+    assert "error: --ncu: expected a CUDA GPU to profile on; there is none here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [[str(ROOT / "benchmarks" / "bench_triton_post_process.py")], ["-m", cli.MODULE]])
+def test_help_shows_examples_however_it_is_started(tmp_path, how):
+    folder = tmp_path if how[0] != "-m" else ROOT
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, *how, "--help"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "examples:" in done.stdout
+    assert "ncu --profile-from-start off --clock-control none" in done.stdout
