@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CLOCKS = ("device_us", "graph_us", "call_us", "host_us")
-LOG_COLUMNS = 170  # of a log, which has no width of its own
+LOG_COLUMNS = 190  # of a log, which has no width of its own
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 # Okabe and Ito's colours without the yellow, which is faint on white, and a shape each, so that none is needed.
 COLOURS = ("#D55E00", "#000000", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -138,9 +138,9 @@ def _rich_table(sheet: Sheet) -> Any:
     for beside in ("reference", "formula"):
         columns.append("\n".join([f"x {beside}", ", ".join(speedup_clocks(table))]))
     columns.append(f"GB/s\n{sheet.floor_clocks[0]}")
-    columns += [f"above the floor\n{clock}" for clock in sheet.floor_clocks]
+    columns += [f"µs above floor\n{clock}" for clock in sheet.floor_clocks]
     for column in columns:
-        shown.add_column(column, justify="right", no_wrap=True)
+        shown.add_column(column, justify="right", overflow="fold")
     for name in table.implementations:
         shown.add_row(name, *_cells(sheet, name, clocks))
     shown.add_section()
@@ -171,7 +171,7 @@ def _cells(sheet: Sheet, name: str, clocks: Sequence[str]) -> list[str]:
     if name in sheet.table.limits and name != limits.FLOOR:
         return times  # these read nothing
     above = [sheet.above_floor(name, clock) for clock in sheet.floor_clocks]
-    distances = ["-" if one is None else f"{one[0]:+,.1f} µs, {one[1]:.2f}x" for one in above]
+    distances = ["-" if one is None else f"{one[0]:+,.1f}, {one[1]:.2f}x" for one in above]
     return [*times, *speedups, _number(sheet.gb_per_s(name), "{:,.1f}"), *distances]
 
 
@@ -223,7 +223,7 @@ def plot(table: KernelTable, path: Path) -> None:
     right.axvline(100, color=INK, linewidth=1)
     right.set_xlim(left=0)
     clocks = ", ".join(dict.fromkeys(sheet.floor_clocks[0] + " if warm" * sheet.workload.warm for sheet in sheets))
-    right.set_xlabel(f"percent of the speed of reading the logits once, {clocks}")
+    right.set_xlabel(f"percent of the floor's speed (reading the logits once), {clocks}")
     left.set_yticks(range(len(sheets)), [sheet.workload.name for sheet in sheets])
     left.set_ylim(len(sheets) - 0.4, -0.6)  # in the order of the table
     for axes in (left, right):
