@@ -184,7 +184,7 @@ class Times(Strict):
     implementation: str
     clock: str
     us: Annotated[tuple[Microseconds, ...], Field(min_length=1)]
-    quiet: bool  # False if other work on the machine disturbed most samples, so that these had to be kept
+    quiet: bool  # False if other work on the machine disturbed too many samples for those to be left out
 
 
 INPUTS = "the inputs"  # what is absent in the place of an implementation where there was no memory for them

@@ -186,10 +186,9 @@ def _footnotes(sheet: Sheet) -> Iterator[str]:
         yield f"{mark} {one.implementation}: {outcome}: {one.detail}"
     if search := sheet.table.floor_searches.get(sheet.workload.name):
         yield f"floor: {min(search, key=search.__getitem__)}, the fastest of {len(search)} ways to read the logits once"
-    disturbed = [one for one in sheet.table.times if one.workload == sheet.workload.name and not one.quiet]
-    for clock in dict.fromkeys(one.clock for one in disturbed):
-        names = ", ".join(one.implementation for one in disturbed if one.clock == clock)
-        yield f"{clock}: other work on this machine disturbed most samples of {names}; do not rely on these"
+    disturbed = [one.clock for one in sheet.table.times if one.workload == sheet.workload.name and not one.quiet]
+    for clock in dict.fromkeys(disturbed):
+        yield f"{clock}: other work on this machine disturbed too many samples; do not rely on these"
     for block in sheet.table.blocks:
         if block.workload == sheet.workload.name and block.fault:
             yield f"{block.clock}: {block.fault}; do not rely on these"

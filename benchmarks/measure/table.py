@@ -215,15 +215,16 @@ class _Table:
     def _keep(
         self, workload: str, clock: str, order: Sequence[str], us: Iterable[float], calm: Sequence[bool] = ()
     ) -> None:
-        """The calm samples of each; all where those are too few, and then it says so."""
-        every: dict[str, list[tuple[float, bool]]] = {}
-        for implementation, value, was_calm in zip(order, us, calm or [True] * len(order), strict=True):
-            every.setdefault(implementation, []).append((value, was_calm))
-        for implementation, taken in every.items():
-            kept = [value for value, was_calm in taken if was_calm]
-            quiet = len(kept) >= MIN_TURNS
-            values = tuple(kept if quiet else [value for value, _ in taken])
-            self.times.append(Times(workload, implementation, clock, values, quiet))
+        """The calm samples of each; if those of one are too few, all of all, and then it says so."""
+        every: dict[str, list[float]] = {name: [] for name in order}
+        kept: dict[str, list[float]] = {name: [] for name in order}
+        for name, value, was_calm in zip(order, us, calm or [True] * len(order), strict=True):
+            every[name].append(value)
+            if was_calm:
+                kept[name].append(value)
+        quiet = all(len(values) >= MIN_TURNS for values in kept.values())
+        for name, values in (kept if quiet else every).items():
+            self.times.append(Times(workload, name, clock, tuple(values), quiet))
 
     def _absent(self, workload: str, name: str, kind: Kind, reason: str | Exception) -> None:
         text = f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else reason
