@@ -92,15 +92,14 @@ def _kernels() -> tuple[Any, Any]:
         row_ptr = logits_ptr + (row // ROWS).to(tl.int64) * stride_b + (row % ROWS).to(tl.int64) * stride_l
         first = (program % shares) * tiles * THREADS * WIDTH
         offs = tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-        maximum = tl.full((THREADS,), float("-inf"), tl.float32)
+        maxima = tl.full((THREADS, WIDTH), float("-inf"), tl.float32)
         whole = tl.minimum(tl.maximum(V - first, 0) // (THREADS * WIDTH), tiles)
         for tile in tl.range(0, whole, loop_unroll_factor=UNROLL):
-            logits = tl.load(row_ptr + first + tile * THREADS * WIDTH + offs).to(tl.float32)
-            maximum = tl.maximum(maximum, tl.max(logits, 1))
+            maxima = tl.maximum(maxima, tl.load(row_ptr + first + tile * THREADS * WIDTH + offs).to(tl.float32))
         if whole < tiles:
             columns = first + whole * THREADS * WIDTH + offs
-            logits = tl.load(row_ptr + columns, mask=columns < V, other=float("-inf")).to(tl.float32)
-            maximum = tl.maximum(maximum, tl.max(logits, 1))
-        tl.store(maxima_ptr + program, tl.max(maximum, 0))
+            logits = tl.load(row_ptr + columns, mask=columns < V, other=float("-inf"))
+            maxima = tl.maximum(maxima, logits.to(tl.float32))
+        tl.store(maxima_ptr + program, tl.max(tl.max(maxima, 1), 0))
 
     return nothing, maxima

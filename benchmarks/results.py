@@ -210,6 +210,7 @@ class KernelTable(Record):
 
     created: str  # UTC, ISO 8601
     command: str
+    seconds: NonNegativeFloat  # for which the device was ours
     seed: int
     environment: Environment
     checked: bool  # False if results were not held against the reference

@@ -59,6 +59,7 @@ def measure_table(
     gpu = machine.current_gpu()
     with ExitStack() as stack:
         stack.enter_context(machine.lock(gpu.uuid_hash if gpu else "cpu", progress))
+        began = time.monotonic()
         core = stack.enter_context(machine.cores(1))[0] if gpu else None
         table = _Table(environment.device_type, gpu, core, peers, checked, seed)
         for workload in chosen:
@@ -67,6 +68,7 @@ def measure_table(
     return KernelTable(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=command(module, sys.argv[1:]),
+        seconds=round(time.monotonic() - began, 1),
         seed=seed,
         environment=environment,
         checked=checked,
