@@ -90,7 +90,8 @@ def versions(run: Run | KernelTable) -> str:
     if environment.driver:
         parts.append(f"driver {environment.driver}")
     commit = (environment.commit or "unknown")[:10] + (" + uncommitted changes" if environment.dirty else "")
-    return ", ".join([*parts, f"commit {commit}", run.created, f"{run.seconds:.0f} s of measuring"])
+    took = [f"{run.seconds:.0f} s of measuring"] if run.seconds else []
+    return ", ".join([*parts, f"commit {commit}", run.created, *took])
 
 
 def print_terminal(run: Run, judgement: Judgement) -> None:

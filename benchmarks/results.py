@@ -132,11 +132,10 @@ class Run(Record):
     """One measurement: raw samples and everything needed to judge them."""
 
     KIND = "run"
-    VERSION = 4
+    VERSION = 3
 
     created: str  # UTC, ISO 8601
     command: str
-    seconds: NonNegativeFloat  # for which the device was ours
     seed: int
     environment: Environment  # with the commit of the state that is measured
     base: State | None  # the state that it is compared with
@@ -148,6 +147,7 @@ class Run(Record):
     blocks: tuple[Block, ...]
     counts: dict[str, dict[str, dict[str, int]]]  # of one fused call, by side ("head", "base") and workload
     judged: dict[str, Any] | None = None  # what it was judged by, and the verdicts: see `gate.with_verdicts`
+    seconds: NonNegativeFloat = 0.0  # for which the device was ours; 0 in records from before this was noted
 
     def __post_init__(self) -> None:
         datetime.datetime.fromisoformat(self.created)

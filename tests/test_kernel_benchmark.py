@@ -327,8 +327,8 @@ def gpu_table(**changes):
     reason = "its call waits for the GPU (cudaStreamSynchronize)"
     throttled = GpuState(1200, 2600, 90, 690.0, ("power cap",), 0)
     fields = {
-        "created": "2026-11-24T10:00:00+00:00", "command": "python -m benchmarks.bench_triton_post_process", "seconds": 9.0,
-        "seed": 0,
+        "created": "2026-11-24T10:00:00+00:00", "command": "python -m benchmarks.bench_triton_post_process",
+        "seconds": 9.0, "seed": 0,
         "environment": GPU, "checked": True, "workloads": (COLD, WARM), "skipped": (),
         "implementations": ("fused", "reference", BLOCK_BY_BLOCK), "peers": {},
         "limits": (limits.FLOOR, limits.EMPTY_KERNEL), "clock_methods": dict.fromkeys(table.CLOCKS, ""),

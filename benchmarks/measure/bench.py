@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 L2_MULTIPLE = 3  # of the L2 cache's size that rotating logits cover
 DRAWS, DRAWS_BYTES = 64, 2**29  # so many, as far as they fit
 GRAPH_CALLS = 16  # in a CUDA graph, at least: the start of a replay takes a microsecond or two
+LONG_CALLS = 2  # where the logits take more than DRAWS_BYTES, and a call more than a hundred
 QUEUED_CYCLES = 400_000  # of the GPU, 0.2 ms, in which the host launches a graph
 WARM_UP_SECONDS = {"cuda": 0.1, "cpu": 0.3}  # at most, an implementation
 SETTLED = 0.05  # warm-up ends when two successive medians of three calls differ by less, or its time is over
@@ -86,7 +87,8 @@ class Bench:
         self.profile: Any = None
         self.graphs: dict[str, Any] = {}  # of the block, by implementation
         self.not_captured: dict[str, str] = {}  # and why
-        self.graph_ids = self.prepared.expand(max(len(self.draws), GRAPH_CALLS), *self.prepared.shape).clone()
+        calls = max(copies, GRAPH_CALLS if self.workload.logits_bytes <= DRAWS_BYTES else LONG_CALLS)
+        self.graph_ids = self.prepared.expand(calls, *self.prepared.shape).clone()  # of the calls in a graph
         self.replay_us: list[float] = []  # of the block, a call
         self.processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 

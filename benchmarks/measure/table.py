@@ -172,9 +172,10 @@ class _Table:
     def _capturable(self, bench: Bench, everything: dict[str, implementations.Step]) -> dict[str, implementations.Step]:
         """Those whose calls a CUDA graph can hold. One that waits is not tried: PyTorch does not recover from that."""
         found = {}
+        waits = {name: bench.wait_of(name) for name in everything}
         for name, step in everything.items():
             reason: str | Exception = ""
-            if wait := bench.wait_of(name):
+            if wait := waits[name]:
                 reason = f"its call waits for the GPU ({wait})"
             else:
                 bench.implementations = {name: step}
