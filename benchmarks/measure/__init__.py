@@ -34,7 +34,7 @@ CLOCK_METHODS = {
         "calls in rows, the first of a row not timed",
         "call_us": "host clock from an idle GPU until the result is ready; calls in rows, the first of a row not timed",
         "host_us": "host clock until the call returns, otherwise as call_us",
-        "graph_us": "a call's share of the replay of a CUDA graph of 16 calls or more (2 on more than 0.5 GiB of logits), "
+        "graph_us": "a call's share of the replay of a CUDA graph of 16 calls or more (2 on 0.5 GiB of logits), "
         "by CUDA events; the ids are restored before the replay; the first of two replays is not timed",
     },
     "cpu": {"call_us": "host clock around the call"},
