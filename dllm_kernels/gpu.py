@@ -87,8 +87,7 @@ def _finite_or_zero(maximum):
 
 @triton.jit
 def _product(left, right):
-    """left * right, rounded: the compiler would merge a plain product into a later sum, which then is not rounded as
-    all terms of a sum must be."""
+    """left * right, rounded; the compiler would merge a plain product into a later sum, which rounds otherwise."""
     if INTERPRETED:
         return left * right
     if tl.target_info.is_cuda():
@@ -450,18 +449,9 @@ def _read_share(
     if (share_sum != share_sum) | extreme:
         offs = tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
         share_maximum, share_sum, share_best, share_token = _reread_share(
-            row_ptr,
-            first,
-            tiles * VECTORS,
-            offs,
-            V,
-            exclude_0,
-            exclude_1,
-            exclude_2,
-            exclude_3,
-            EXCLUDED,
+            row_ptr, first, tiles * VECTORS, offs, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED,
             THREADS * WIDTH,
-        )
+        )  # fmt: skip
     return share_maximum, share_sum, share_best, share_token
 
 
@@ -823,8 +813,9 @@ _runtime = triton.knobs.runtime
 
 
 def _can_depend() -> bool:
-    """Whether launches may begin while the one before is about to end: programmatic dependent launch, of sm_90 on
-    (CUDA C++ programming guide)."""
+    """Whether a launch may begin while the one before is about to end: programmatic dependent launch, from sm_90 on
+    (CUDA C++ programming guide).
+    """
     if INTERPRETED:
         return False
     target = triton.runtime.driver.active.get_current_target()
