@@ -62,8 +62,10 @@ class Policy(Strict):
     power: float = 0.95  # of runs without a slowdown that should pass, where a tolerance follows from the noise
 
     def __post_init__(self) -> None:
-        if not (0 < self.error < 1 and 0 < self.power < 1 and self.looks >= 1):
-            raise ValueError(f"policy: expected error and power between 0 and 1, and a look; got {self}")
+        if not (0 < self.error < 1 and 0 < self.power < 1 and 1 <= self.looks <= 100):
+            raise ValueError(f"policy: expected error and power between 0 and 1, and 1 to 100 looks; got {self}")
+        if not all(0 < share < 1 for clocks in self.slowdowns.values() for share in clocks.values()):
+            raise ValueError(f"policy: expected slowdowns between 0 and 1, as shares; got {self.slowdowns}")
         for device, judged in CLOCKS.items():
             if set(self.floors.get(device, {})) != judged or set(self.slowdowns.get(device, {})) != judged:
                 raise ValueError(f"policy: expected floors and slowdowns for {device} on {', '.join(sorted(judged))}")
@@ -177,7 +179,13 @@ class _Judge:
         """Launches, waits and allocations of a call are counted, not timed: one more than base's is one too many."""
         head, base = (self.run.counts.get(side, {}).get(workload, {}) for side in ("head", "base"))
         return [
-            Verdict(workload, "count", "slowdown", Status.REGRESSION, f"{head[name]} {text} a call; base {base[name]}")
+            Verdict(
+                workload,
+                "count",
+                "slowdown",
+                Status.REGRESSION,
+                f"{head[name]} {text} a call; base {base.get(name, 0)}",
+            )
             for name, text in COUNTED.items()
             if head.get(name, 0) > base.get(name, 0) and base
         ]
@@ -296,7 +304,10 @@ class _Judge:
             elif own.high > limit_us and status is Status.PASS:
                 status, reason = Status.INCONCLUSIVE, f"fused is not clearly faster than {limit_us:.3g} us"
             elif (
-                status is not Status.PASS and found.low >= floor and own.high <= entry.fused_us * (1 + entry.tolerance)
+                status is not Status.PASS
+                and found.low >= floor
+                and own.high <= entry.fused_us * (1 + entry.tolerance)
+                and stats.interval(stats.times(series, beside=True), self.error).high < entry.reference_us
             ):
                 faster = 1 - stats.median_us(series, beside=True) / entry.reference_us
                 status = Status.PASS

@@ -96,10 +96,11 @@ def versions(run: Run | KernelTable) -> str:
 
 def print_terminal(run: Run, judgement: Judgement) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
-    table = Table(title=headline(run, judgement), caption=versions(run))
+    table = Table(title=escape(headline(run, judgement)), caption=escape(versions(run)))
     gpu = run.environment.device_type == "cuda"
     compared = run.base is not None
     columns = ["workload", "clock", "fused µs", "beside µs" if compared else "reference µs"]
@@ -115,14 +116,14 @@ def print_terminal(run: Run, judgement: Judgement) -> None:
         verdict = f"[{COLOURS[row.status]}]{MARKS[row.status]}[/]"
         bandwidth = [row.bandwidth] if gpu else []
         question = [row.question] if compared else []
-        table.add_row(
-            row.workload, row.clock, row.fused, row.beside, *question, row.ratio, *bandwidth, verdict, row.reason
-        )
+        # What a record says may hold brackets, which are no markup.
+        cells = [row.workload, row.clock, row.fused, row.beside, *question, row.ratio, *bandwidth]
+        table.add_row(*map(escape, cells), verdict, escape(row.reason))
     if not console.is_terminal:
         console = Console(width=160)  # a log has no width of its own
     console.print(table)
     for note in judgement.notes:
-        console.print(f"- {note}", highlight=False)
+        console.print(f"- {note}", highlight=False, markup=False)
 
 
 def markdown(run: Run, judgement: Judgement) -> str:

@@ -233,8 +233,8 @@ class KernelTable(Record):
 class Noise(Strict):
     """How far the processes of one workload, clock and pair differ though nothing does."""
 
-    deviation: NonNegativeFloat  # standard deviation of the processes' log ratios
-    processes: int  # that it was taken from
+    deviation: Annotated[float, Field(ge=0, le=1)]  # standard deviation of the processes' log ratios
+    processes: Annotated[int, Field(ge=2)]  # that it was taken from
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,11 @@ def ratios(series: Iterable[Series]) -> list[float]:
     return [_middle(values) for values in logs.values()]
 
 
-def times(series: Iterable[Series]) -> list[float]:
-    """Per process, the middle of log(us)."""
+def times(series: Iterable[Series], *, beside: bool = False) -> list[float]:
+    """Per process, the middle of log(us), or of log(beside_us)."""
     logs: dict[int, list[float]] = {}
     for one in series:
-        logs.setdefault(one.process, []).extend(map(math.log, one.us))
+        logs.setdefault(one.process, []).extend(map(math.log, one.beside_us if beside else one.us))
     return [_middle(values) for values in logs.values()]
 
 

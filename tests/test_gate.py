@@ -132,6 +132,13 @@ def test_a_faster_reference_is_not_our_regression():
     assert judge_(make_run(steady(device=2.5)), POLICY, _baseline()).status is Status.REGRESSION  # but for the floor
 
 
+def test_doubt_is_not_explained_away_by_a_reference_that_did_not_become_faster():
+    unsteady = {**steady(), (NAME, "device_us"): [14.3, 14.8, 15.2, 15.7]}
+    verdict = _by_clock(judge_(make_run(unsteady), POLICY, _baseline()))["device_us"]
+    assert verdict.status is Status.INCONCLUSIVE
+    assert "not clearly above" in verdict.reason
+
+
 def test_a_machine_that_was_never_quiet_accuses_nobody():
     slow = steady(device=2.5)
     assert judge_(make_run(slow), POLICY, None).status is Status.REGRESSION
@@ -247,8 +254,16 @@ def test_one_more_launch_is_a_regression_whatever_the_times():
     found = _slowdowns(_compared(counts=counts))
     assert found["count"].status is Status.REGRESSION
     assert found["count"].reason == "2 launches a call; base 1"
+    del counts["base"][NAME]["launches"]
+    assert _slowdowns(_compared(counts=counts))["count"].reason == "2 launches a call; base 0"
     counts["head"] = counts["base"]
     assert "count" not in _slowdowns(_compared(counts=counts))
+
+
+@pytest.mark.parametrize("share", [math.nan, math.inf, -0.5, 0.0, 1.0])
+def test_a_slowdown_that_is_no_share_is_refused(share):
+    with pytest.raises(ValueError, match="expected slowdowns between 0 and 1"):
+        Policy(slowdowns={**POLICY.slowdowns, "cuda": {"device_us": share, "call_us": 0.05}})
 
 
 def test_noise_that_forbids_the_tolerance_raises_it_and_says_what_can_be_seen():

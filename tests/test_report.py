@@ -33,6 +33,14 @@ def test_terminal(passing, capsys):
     assert "Left out, because they need a GPU: 128x32x157184-bf16-100." in text
 
 
+def test_brackets_in_a_record_are_no_markup(capsys):
+    run = make_run(steady())
+    failed = dataclasses.replace(run.checks[0], passed=False, detail="boom [/foo]")
+    run = dataclasses.replace(run, checks=(failed, *run.checks[1:]))
+    report.print_terminal(run, judge(run, Case()))
+    assert "boom [/foo]" in capsys.readouterr().out
+
+
 def test_a_cpu_run_says_so(capsys):
     run = make_run({(NAME, "call_us"): [2.0, 2.01, 2.02]}, environment=CPU)
     report.print_terminal(run, judge(run, Case()))
