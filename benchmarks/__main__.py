@@ -8,18 +8,32 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import codegen, doctor, gate, history, measure, report, results, selftest, session, workloads
+from benchmarks import (
+    codegen,
+    doctor,
+    gate,
+    history,
+    measure,
+    noise,
+    policy,
+    report,
+    results,
+    selftest,
+    session,
+    workloads,
+)
 from benchmarks.measure import sides
 
 OUTPUT = Path(__file__).resolve().parent.parent / ".bench"
 USAGE_ERROR = 2
-LEAST_PROCESSES = 30  # that a device's noise is taken from
 
 EXAMPLES = """examples:
   python -m benchmarks doctor                    is this machine fit to measure on
@@ -44,9 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        return int(options.command(options))
-    except (results.RecordError, ValueError, RuntimeError) as error:
+        code = int(options.command(options))
+        sys.stdout.flush()
+        return code
+    except (BrokenPipeError, SystemExit):
+        # Whoever read our output has had enough. rich makes of it an exit with the code of a regression, and Python
+        # would complain again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return USAGE_ERROR
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except (ArithmeticError, LookupError) as error:  # Python's own exit code after a traceback is that of a regression
+        traceback.print_exception(error)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("interrupted; what was measured since the last record is lost, nothing is half written", file=sys.stderr)
@@ -100,10 +124,12 @@ def _parser() -> argparse.ArgumentParser:
     baseline.add_argument("--accept", action="store_true", required=True, help="say that you mean it")
     baseline.add_argument("--reason", required=True, metavar="TEXT", help="why; it is stored in the baseline")
     baseline.set_defaults(command=_baseline)
-    noise = commands.add_parser("noise", help="make records of a commit beside itself the known noise of their device")
-    noise.add_argument("records", type=Path, nargs="+", metavar="RECORD", help=f"{LEAST_PROCESSES} processes in all")
-    noise.add_argument("--accept", action="store_true", required=True, help="say that you mean it")
-    noise.set_defaults(command=_noise)
+    learn = commands.add_parser("noise", help="make records of a commit beside itself the known noise of their device")
+    learn.add_argument(
+        "records", type=Path, nargs="+", metavar="RECORD", help=f"{noise.LEAST_PROCESSES} processes in all"
+    )
+    learn.add_argument("--accept", action="store_true", required=True, help="say that you mean it")
+    learn.set_defaults(command=_noise)
     bench = commands.add_parser(
         "bench", parents=[measuring, judging], help="the whole path, from measuring to the page"
     )
@@ -127,10 +153,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _gate(options: argparse.Namespace) -> int:
     run = results.load(results.Run, options.record)
-    gpu = run.environment.device_type == "cuda"
-    expected, _ = workloads.select(options.workload, gpu=gpu, quick=options.quick)
-    case = _case(run, options, [workload.name for workload in expected])
-    judgement = gate.judge(run, case)
+    judgement = gate.judge(run, _case(run, options))
     _show(run, judgement, options)
     return judgement.status.value
 
@@ -147,21 +170,39 @@ def _verify(options: argparse.Namespace) -> int:
     if differences:
         raise ValueError(f"{options.record}: its samples do not give its verdicts:\n" + "\n".join(differences))
     print(f"{options.record}: all {len(judgement.verdicts)} verdicts follow from its samples.")
+    for difference in gate.judged_otherwise(run, session.case_of(run)):
+        print(f"It was judged by another {difference}")
     print(report.headline(run, judgement))
     return judgement.status.value
 
 
 def _baseline(options: argparse.Namespace) -> int:
     run = results.load(results.Run, options.record)
-    gpu = run.environment.device_type == "cuda"
-    expected, _ = workloads.select(None, gpu=gpu)
-    noise = session.noise_of(run.environment.device)
-    case = gate.Case(noise=noise, expected=tuple(workload.name for workload in expected))
+    environment = run.environment
+    expected, _ = workloads.select(None, gpu=environment.device_type == "cuda")
+    known = session.noise_of(environment.device)
+    case = gate.Case(noise=known, expected=tuple(workload.name for workload in expected))
     judgement = gate.judge(run, case)
     if judgement.status is not gate.Status.PASS:
         raise ValueError(f"record: only a run that passes can become a baseline; {report.headline(run, judgement)}")
-    if run.environment.dirty:
+    if environment.dirty:
         raise ValueError("record: it was measured with uncommitted changes; commit them and measure again")
+    baseline = results.Baseline(
+        environment.device, run.created, environment.commit, options.reason,
+        environment.torch, environment.triton, environment.driver, _baseline_entries(run, judgement, known),
+    )  # fmt: skip
+    against_itself = gate.judge(run, dataclasses.replace(case, baseline=baseline))
+    if against_itself.status is not gate.Status.PASS:
+        raise ValueError(f"record: too noisy to be held against itself; {report.headline(run, against_itself)}")
+    path = results.device_path(session.BASELINES, environment.device)
+    results.save(baseline, path)
+    print(f"Baseline of {environment.device}: {path}. It counts once it is reviewed and merged.")
+    return 0
+
+
+def _baseline_entries(
+    run: results.Run, judgement: gate.Judgement, known: results.NoiseRecord | None
+) -> dict[str, dict[str, results.BaselineEntry]]:
     entries: dict[str, dict[str, results.BaselineEntry]] = {}
     for verdict in judgement.verdicts:
         if verdict.question != "speedup":
@@ -169,44 +210,20 @@ def _baseline(options: argparse.Namespace) -> int:
         assert verdict.ratio is not None
         assert verdict.fused_us is not None
         assert verdict.beside_us is not None
-        series = [
-            s for s in run.series if (s.workload, s.clock, s.beside) == (verdict.workload, verdict.clock, "reference")
-        ]
-        known = noise.of(verdict.workload, verdict.clock, gate.pair_name(series[0])) if noise else None
-        tolerance = gate.tolerance_of(series, verdict.clock, case.policy, known)
+        series = gate.speedup_series(run, verdict.workload, verdict.clock)
+        one = known.of(verdict.workload, verdict.clock, noise.pair_name(series[0])) if known else None
+        tolerance = policy.baseline_tolerance(series, policy.Policy(), one)
         entries.setdefault(verdict.workload, {})[verdict.clock] = results.BaselineEntry(
             verdict.ratio.estimate, verdict.fused_us, verdict.beside_us, tolerance
         )
-    environment = run.environment
-    path = results.device_path(session.BASELINES, environment.device)
-    baseline = results.Baseline(
-        environment.device, run.created, environment.commit, options.reason,
-        environment.torch, environment.triton, environment.driver, entries,
-    )  # fmt: skip
-    against_itself = gate.judge(run, dataclasses.replace(case, baseline=baseline))
-    if against_itself.status is not gate.Status.PASS:
-        raise ValueError(f"record: too noisy to be held against itself; {report.headline(run, against_itself)}")
-    results.save(baseline, path)
-    print(f"Baseline of {environment.device}: {path}. It counts once it is reviewed and merged.")
-    return 0
+    return entries
 
 
 def _noise(options: argparse.Namespace) -> int:
-    runs = [results.load(results.Run, path) for path in options.records]
-    device = runs[0].environment.device
-    for path, run in zip(options.records, runs, strict=True):
-        state = (run.environment.commit, run.environment.dirty)
-        if run.base is None or (run.base.commit, run.base.dirty) != state or run.environment.commit is None:
-            raise ValueError(f"{path}: expected a commit beside itself, as from `compare HEAD HEAD`")
-        if run.environment.device != device:
-            raise ValueError(f"{path}: of {run.environment.device}; the first is of {device}")
-    processes = sum(len({check.process for check in run.checks}) for run in runs)
-    if processes < LEAST_PROCESSES:
-        raise ValueError(f"records: expected {LEAST_PROCESSES} processes in all; got {processes}")
-    entries = gate.noise_entries([gate.process_ratios(run) for run in runs])
-    path = session.noise_path(device)
-    results.save(results.NoiseRecord(device, runs[0].created, runs[0].environment.commit, entries), path)
-    print(f"Known noise of {device}: {path}. It counts once it is reviewed and merged.")
+    learned = noise.learned([results.load(results.Run, path) for path in options.records])
+    path = session.noise_path(learned.device)
+    results.save(learned, path)
+    print(f"Known noise of {learned.device}: {path}. It counts once it is reviewed and merged.")
     return 0
 
 
@@ -237,7 +254,7 @@ def _measure_and_judge(
     chosen, skipped = _chosen(options)
     run, judgement, _ = session.judged(
         chosen,
-        lambda run: gate.judge(run, _case(run, options, run.workloads)),
+        lambda run: gate.judge(run, _case(run, options)),
         head=head,
         base=base,
         skipped=skipped,
@@ -245,7 +262,7 @@ def _measure_and_judge(
         seed=options.seed,
         keep=lambda run: results.save(run, options.output),
     )
-    run = gate.with_verdicts(run, _case(run, options, run.workloads), judgement)
+    run = gate.with_verdicts(run, _case(run, options), judgement)
     results.save(run, options.output)
     return run, judgement
 
@@ -260,13 +277,16 @@ def _chosen(options: argparse.Namespace) -> tuple[list[workloads.Workload], list
 
 def _dashboard(options: argparse.Namespace) -> int:
     run = results.load(results.Run, options.record)
-    judgement = gate.judge(run, session.case_of(run, expected=run.workloads))
+    judgement = gate.judge(run, session.case_of(run, asked=run.workloads))
     print(f"Dashboard: {history.publish(run, judgement, OUTPUT / 'dashboard')}")
     return 0
 
 
-def _case(run: results.Run, options: argparse.Namespace, expected: Sequence[str]) -> gate.Case:
-    case = session.case_of(run, options.require_baseline, expected)
+def _case(run: results.Run, options: argparse.Namespace, asked: Sequence[str] | None = None) -> gate.Case:
+    if asked is None and (options.workload or options.quick):
+        gpu = run.environment.device_type == "cuda"
+        asked = [workload.name for workload in workloads.select(options.workload, gpu=gpu, quick=options.quick)[0]]
+    case = session.case_of(run, options.require_baseline, asked)
     if options.max_slowdown is None:
         return case
     if run.environment.device_type == "cpu":

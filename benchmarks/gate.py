@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,11 +17,23 @@ from typing import Any
 
 from benchmarks import stats
 from benchmarks.machine_code import WHAT
-from benchmarks.results import AcceptedSlowdown, Baseline, Noise, NoiseRecord, Run, Series, Strict, decoded
+from benchmarks.noise import ALONE, pair_name
+from benchmarks.policy import CLOCKS, Policy, slowdown_tolerance
+from benchmarks.results import (
+    AcceptedSlowdown,
+    Baseline,
+    BaselineEntry,
+    Noise,
+    NoiseRecord,
+    Run,
+    Series,
+    Strict,
+    decoded,
+)
 from benchmarks.workloads import WORKLOADS
 
-CLOCKS = {"cuda": {"device_us", "call_us"}, "cpu": {"call_us"}}  # that are judged
 COUNTED = {"launches": "launches", "synchronizations": "waits of the host", "allocations": "allocations on the device"}
+LEAST_PAIRS = 3  # of a process, for its middle to be one
 
 
 class Status(Enum):
@@ -31,46 +42,6 @@ class Status(Enum):
     PASS = 0
     REGRESSION = 1
     INCONCLUSIVE = 3
-
-
-@dataclass(frozen=True)
-class Policy(Strict):
-    """What a run must reach.
-
-    Floors are speedups over the reference that hold on every device of a type: well below what was measured when they
-    were set (see the baselines), far above what an unfused implementation reaches. A CPU's is "not slower".
-    """
-
-    floors: dict[str, dict[str, float]] = field(
-        default_factory=lambda: {
-            "cuda": {"device_us": 3.0, "call_us": 1.5},
-            "cpu": {"call_us": 1.0},
-        }
-    )
-    # Largest slowdown against the base commit in the same job, where the noise allows to see it.
-    slowdowns: dict[str, dict[str, float]] = field(
-        default_factory=lambda: {"cuda": {"device_us": 0.01, "call_us": 0.05}, "cpu": {"call_us": 0.05}}
-    )
-    # Least tolerance of a baseline's entry for a loss of speedup; its noise may demand more (`tolerance_of`). Two
-    # machines with an H100 agreed within 2.7 % on the device clock and 6 % on the host's (0.6 % and 2 % on average).
-    tolerances: dict[str, float] = field(default_factory=lambda: {"device_us": 0.03, "call_us": 0.15})
-    # Largest growth of the fused operation's own time against the baseline, on the clock that is the same in every
-    # run: a change that slows fused and reference alike keeps the speedup.
-    fused_tolerances: dict[str, float] = field(default_factory=lambda: {"device_us": 0.10})
-    error: float = 0.05  # chance of a wrong verdict, split over the looks and, for REGRESSION, over the comparisons
-    looks: int = 3
-    power: float = 0.95  # of runs without a slowdown that should pass, where a tolerance follows from the noise
-
-    def __post_init__(self) -> None:
-        if not (0 < self.error < 1 and 0 < self.power < 1 and 1 <= self.looks <= 100):
-            raise ValueError(f"policy: expected error and power between 0 and 1, and 1 to 100 looks; got {self}")
-        if not all(0 < share < 1 for clocks in self.slowdowns.values() for share in clocks.values()):
-            raise ValueError(f"policy: expected slowdowns between 0 and 1, as shares; got {self.slowdowns}")
-        for device, judged in CLOCKS.items():
-            if set(self.floors.get(device, {})) != judged or set(self.slowdowns.get(device, {})) != judged:
-                raise ValueError(f"policy: expected floors and slowdowns for {device} on {', '.join(sorted(judged))}")
-        if not CLOCKS["cuda"] <= set(self.tolerances):
-            raise ValueError(f"policy: expected tolerances for {', '.join(sorted(CLOCKS['cuda']))}")
 
 
 @dataclass(frozen=True)
@@ -86,6 +57,7 @@ class Verdict:
     bound: float | None = None
     fused_us: float | None = None
     beside_us: float | None = None  # of base's fused, or of the reference
+    more_may_decide: bool = True  # if in doubt: whether more samples may end that
 
 
 @dataclass(frozen=True)
@@ -105,7 +77,8 @@ class Judgement:
 
     def doubtful(self) -> list[str]:
         """Workloads that more samples may decide."""
-        return list(dict.fromkeys(v.workload for v in self.verdicts if v.status is Status.INCONCLUSIVE))
+        doubts = [v for v in self.verdicts if v.status is Status.INCONCLUSIVE and v.more_may_decide]
+        return list(dict.fromkeys(verdict.workload for verdict in doubts))
 
 
 @dataclass(frozen=True)
@@ -126,13 +99,6 @@ class _Judged(Case):
     verdicts: tuple[dict[str, Any], ...] = ()
 
 
-def tolerance_of(series: Sequence[Series], clock: str, policy: Policy, noise: Noise | None) -> float:
-    """The tolerance that a baseline of these samples needs: another run's interval, as wide as this one's, lies above
-    the bound though its estimate is half of an interval lower."""
-    relative = stats.interval(stats.ratios(series), policy.error / policy.looks, noise)
-    return max(policy.tolerances[clock], 1.5 * (1 - relative.estimate / relative.high))
-
-
 def judge(run: Run, case: Case) -> Judgement:
     """Answer every question that the record and the case allow.
 
@@ -150,12 +116,22 @@ def judge(run: Run, case: Case) -> Judgement:
     expected = case.expected
     if expected is None:
         expected = tuple(case.baseline.entries) if case.baseline else ()
-    every = tuple(dict.fromkeys([*run.workloads, *expected]))
+    every = tuple(dict.fromkeys([*run.workloads, *(check.workload for check in run.checks), *expected]))
     clocks = case.policy.floors[run.environment.device_type]
     judge = _Judge(run, case, comparisons=max(1, len(every) * len(clocks) * (1 if run.base is None else 2)))
     verdicts = [verdict for workload in every for clock in clocks for verdict in judge.answers(workload, clock)]
     verdicts += [verdict for workload in every for verdict in judge.counted(workload)]
     return Judgement(tuple(verdicts), tuple(_notes(run, case)))
+
+
+def speedup_series(run: Run, workload: str, clock: str) -> list[Series]:
+    """Fused beside the reference: of the same process, or of base's."""
+    return _series_of(run, workload, clock, "fused", "reference" if run.base is None else "base reference")
+
+
+def _series_of(run: Run, workload: str, clock: str, implementation: str, beside: str) -> list[Series]:
+    key = (workload, clock, implementation, beside)
+    return [one for one in run.series if (one.workload, one.clock, one.implementation, one.beside) == key]
 
 
 class _Judge:
@@ -165,19 +141,27 @@ class _Judge:
         self.run = run
         self.case = case
         self.policy = case.policy
-        self.error = self.policy.error / self.policy.looks
+        self.error = self.policy.look_error()
         self.strict_error = self.error / comparisons
+        self.device_type = run.environment.device_type
+        self.reference = "reference" if run.base is None else "base reference"
 
     def answers(self, workload: str, clock: str) -> list[Verdict]:
-        questions = ["speedup"] if self.run.base is None else ["slowdown", "speedup"]
-        fault = self._fault(workload, clock)
-        if fault:
-            return [Verdict(workload, clock, question, *fault) for question in questions]
-        return [getattr(self, f"_{question}")(workload, clock) for question in questions]
+        questions = {"speedup": self.reference}
+        if self.run.base is not None:
+            questions = {"slowdown": "base fused", **questions}
+        return [
+            self._fault(workload, clock, question, beside) or getattr(self, f"_{question}")(workload, clock)
+            for question, beside in questions.items()
+        ]
 
     def counted(self, workload: str) -> list[Verdict]:
         """Launches, waits and allocations of a call are counted, not timed: one more than base's is one too many."""
+        if self.run.base is None or self.device_type != "cuda" or workload not in self.run.workloads:
+            return []
         head, base = (self.run.counts.get(side, {}).get(workload, {}) for side in ("head", "base"))
+        if not head or not base:
+            return [Verdict(workload, "count", "slowdown", Status.INCONCLUSIVE, "launches were not counted")]
         return [
             Verdict(
                 workload,
@@ -187,32 +171,39 @@ class _Judge:
                 f"{head[name]} {text} a call; base {base.get(name, 0)}",
             )
             for name, text in COUNTED.items()
-            if head.get(name, 0) > base.get(name, 0) and base
+            if head.get(name, 0) > base.get(name, 0)
         ]
 
-    def _fault(self, workload: str, clock: str) -> tuple[Status, str] | None:
-        """What keeps the workload from being judged by its times."""
+    def _fault(self, workload: str, clock: str, question: str, beside: str) -> Verdict | None:
+        """What keeps the question from being answered by times."""
+
+        def doubt(reason: str, more_may_decide: bool = True) -> Verdict:
+            status = Status.INCONCLUSIVE
+            return Verdict(workload, clock, question, status, reason, more_may_decide=more_may_decide)
+
         failed = [check for check in self.run.checks if check.workload == workload and not check.passed]
         if failed:
-            return Status.REGRESSION, f"wrong result: {failed[0].detail}"
+            return Verdict(workload, clock, question, Status.REGRESSION, f"wrong result: {failed[0].detail}")
         if workload not in self.run.workloads:
-            return Status.INCONCLUSIVE, "expected, and not measured"
-        series = [one for one in self.run.series if (one.workload, one.clock) == (workload, clock)]
+            return doubt("expected, and not measured", more_may_decide=False)
+        series = self._series(workload, clock, "fused", beside)
         dropped = [b.fault for b in self.run.blocks if (b.workload, b.clock) == (workload, clock) and b.fault]
         if not series:
-            return Status.INCONCLUSIVE, dropped[-1] if dropped else "no samples"
+            return doubt(dropped[-1] if dropped else f"no samples beside {beside}")
         checked = {check.process for check in self.run.checks if check.workload == workload}
         timed = {one.process for one in series}
         if not timed <= checked:
-            return Status.INCONCLUSIVE, "timed without a check of its results"
+            return doubt("timed without a check of its results")
         if checked - timed:
             why = f": {dropped[-1]}" if dropped else ""
-            return Status.INCONCLUSIVE, f"no samples of {len(checked - timed)} of {len(checked)} processes{why}"
+            return doubt(f"no samples beside {beside} of {len(checked - timed)} of {len(checked)} processes{why}")
+        fewest = min(len(one.us) for one in series)
+        if question == "slowdown" and fewest < LEAST_PAIRS:
+            return doubt(f"{fewest} pairs beside {beside} in a process; expected at least {LEAST_PAIRS}")
         return None
 
     def _series(self, workload: str, clock: str, implementation: str, beside: str) -> list[Series]:
-        key = (workload, clock, implementation, beside)
-        return [one for one in self.run.series if (one.workload, one.clock, one.implementation, one.beside) == key]
+        return _series_of(self.run, workload, clock, implementation, beside)
 
     def _noise(self, series: Sequence[Series]) -> Noise | None:
         return self._known(series[0].workload, series[0].clock, pair_name(series[0]))
@@ -223,24 +214,39 @@ class _Judge:
     def _slowdown(self, workload: str, clock: str) -> Verdict:
         """Head's fused beside base's, in the same job."""
         series = self._series(workload, clock, "fused", "base fused")
-        if not series:
-            return Verdict(workload, clock, "slowdown", Status.INCONCLUSIVE, "no samples beside base")
         noise = self._noise(series)
         logs = stats.ratios(series)
-        tolerance = slowdown_tolerance(self.policy, self.run.environment.device_type, clock, noise, len(logs))
+        tolerance = slowdown_tolerance(self.policy, self.device_type, clock, noise, len(logs))
+        accepted, remark = self._accepted(workload, clock)
+        tolerance = max(tolerance, accepted)
         status, found = slowdown_status(logs, noise, tolerance, self.error, self.strict_error)
         reason = {
             Status.REGRESSION: f"slower than base by more than {tolerance:.1%}",
             Status.PASS: f"not slower than base by {tolerance:.1%}",
             Status.INCONCLUSIVE: f"not clearly within {tolerance:.1%} of base",
-        }[status]
+        }[status] + remark
         if status is not Status.PASS:
             reason += f"; {self._who_moved(workload, clock, found)}{self._cause(workload)}"
-        if noise is not None:
+        if noise is not None and stats.contradicts(logs, noise):
+            reason += "; the processes vary more than is known of this device"
+        elif noise is not None:
             least = stats.detectable(noise, len(logs), tolerance, self.strict_error, self.policy.power)
             reason += f" (slowdowns from {least:.1%} on are told in {self.policy.power:.0%} of runs)"
-        status, reason = self._excused(workload, clock, found, status, reason)
         return self._verdict(series, "slowdown", *_unless_disturbed(series, status, reason), found, 1 + tolerance)
+
+    def _accepted(self, workload: str, clock: str) -> tuple[float, str]:
+        """The slowdown that was accepted beside this base, and what to say of it."""
+        today = datetime.date.fromisoformat(self.run.created[:10])
+        base = (self.run.base and self.run.base.commit) or ""
+        for one in self.case.accepted:
+            if (one.workload, one.clock) != (workload, clock):
+                continue
+            if not base.startswith(one.base):
+                return 0.0, f"; {one.slowdown:.1%} was accepted beside {one.base} alone: {one.reason}"
+            if datetime.date.fromisoformat(one.expires) < today:
+                return 0.0, f"; {one.slowdown:.1%} was accepted until {one.expires}: {one.reason}"
+            return one.slowdown, f", which is accepted until {one.expires}: {one.reason}"
+        return 0.0, ""
 
     def _cause(self, workload: str) -> str:
         """Where the compiled kernels of head and base differ."""
@@ -260,27 +266,13 @@ class _Judge:
         text = f"fused {fused.estimate - 1:+.1%}, reference {moved.estimate - 1:+.1%}"
         return text + (": both became slower" if moved.low > 1 and fused.low > 1 else "")
 
-    def _excused(
-        self, workload: str, clock: str, found: stats.Interval, status: Status, reason: str
-    ) -> tuple[Status, str]:
-        today = datetime.date.fromisoformat(self.run.created[:10])
-        for one in self.case.accepted:
-            if status is not Status.REGRESSION or (one.workload, one.clock) != (workload, clock):
-                continue
-            if datetime.date.fromisoformat(one.expires) < today:
-                reason += f"; it was accepted until {one.expires}: {one.reason}"
-            elif found.high <= 1 + one.slowdown:
-                return Status.PASS, f"{reason}; accepted up to {one.slowdown:.0%} until {one.expires}: {one.reason}"
-        return status, reason
-
     def _speedup(self, workload: str, clock: str) -> Verdict:
         """Fused beside the reference, against the floor and the baseline."""
-        series = self._series(workload, clock, "fused", "reference")
-        if not series:
-            return Verdict(workload, clock, "speedup", Status.INCONCLUSIVE, "no samples beside the reference")
+        series = speedup_series(self.run, workload, clock)
         baseline = self.case.baseline
         entry = baseline.entries.get(workload, {}).get(clock) if baseline else None
-        bound, of_what = self.policy.floors[self.run.environment.device_type][clock], "floor"
+        floor = self.policy.floors[self.device_type][clock]
+        bound, of_what = floor, "floor"
         if entry is not None and entry.speedup * (1 - entry.tolerance) > bound:
             bound = entry.speedup * (1 - entry.tolerance)
             of_what = f"baseline {entry.speedup:.2f}x less {entry.tolerance:.1%}"
@@ -294,29 +286,40 @@ class _Judge:
         else:
             status, reason = Status.INCONCLUSIVE, f"not clearly above {bound:.2f}x ({of_what})"
 
-        if entry is not None and clock in self.policy.fused_tolerances:
-            limit_us = entry.fused_us * (1 + self.policy.fused_tolerances[clock])
-            times, alone = stats.times(series), self._known(workload, clock, ALONE)
-            own = stats.interval(times, self.error, alone)
-            floor = self.policy.floors[self.run.environment.device_type][clock]
-            if stats.interval(times, self.strict_error, alone).low > limit_us:
-                status, reason = Status.REGRESSION, f"fused itself is slower than {limit_us:.3g} us"
-            elif own.high > limit_us and status is Status.PASS:
-                status, reason = Status.INCONCLUSIVE, f"fused is not clearly faster than {limit_us:.3g} us"
-            elif (
-                status is not Status.PASS
-                and found.low >= floor
-                and own.high <= entry.fused_us * (1 + entry.tolerance)
-                and stats.interval(stats.times(series, beside=True), self.error).high < entry.reference_us
-            ):
-                faster = 1 - stats.median_us(series, beside=True) / entry.reference_us
-                status = Status.PASS
-                reason = (
-                    f"above the floor; the reference became {faster:.1%} faster, fused not slower: renew the baseline"
-                )
-        if baseline is not None and entry is None and status is Status.PASS:
-            status, reason = Status.INCONCLUSIVE, f"{reason}; the baseline lacks this workload"
-        return self._verdict(series, "speedup", *_unless_disturbed(series, status, reason), found, bound)
+        more_may_decide = True
+        if entry is not None:
+            status, reason = self._beside_its_baseline(series, entry, found, floor, status, reason)
+        elif baseline is not None and status is Status.PASS:
+            status, reason, more_may_decide = Status.INCONCLUSIVE, f"{reason}; the baseline lacks this workload", False
+        status, reason = _unless_disturbed(series, status, reason)
+        verdict = self._verdict(series, "speedup", status, reason, found, bound)
+        return dataclasses.replace(verdict, more_may_decide=more_may_decide)
+
+    def _beside_its_baseline(
+        self, series: Sequence[Series], entry: BaselineEntry, found: stats.Interval, floor: float, status: Status,
+        reason: str,
+    ) -> tuple[Status, str]:  # fmt: skip
+        """The verdict on the speedup, in view of the baseline's own times too."""
+        clock = series[0].clock
+        if clock not in self.policy.fused_tolerances:
+            return status, reason + _outgrown(found, entry)
+        limit_us = entry.fused_us * (1 + self.policy.fused_tolerances[clock])
+        times, alone = stats.times(series), self._known(series[0].workload, clock, ALONE)
+        own = stats.interval(times, self.error, alone)
+        if stats.interval(times, self.strict_error, alone).low > limit_us:
+            return Status.REGRESSION, f"fused itself is slower than {limit_us:.3g} us"
+        if own.high > limit_us and status is Status.PASS:
+            return Status.INCONCLUSIVE, f"fused is not clearly faster than {limit_us:.3g} us"
+        if status is Status.PASS:
+            return status, reason + _outgrown(found, entry)
+        reference_us = stats.interval(stats.times(series, beside=True), self.error).high
+        not_slower = own.high <= entry.fused_us * (1 + entry.tolerance)
+        if found.low >= floor and not_slower and reference_us < entry.reference_us:
+            faster = 1 - stats.median_us(series, beside=True) / entry.reference_us
+            return Status.PASS, (
+                f"above the floor; the reference became {faster:.1%} faster, fused not slower: renew the baseline"
+            )
+        return status, reason
 
     @staticmethod
     def _verdict(
@@ -325,14 +328,6 @@ class _Judge:
         one = series[0]
         us, beside_us = stats.median_us(series), stats.median_us(series, beside=True)
         return Verdict(one.workload, one.clock, question, status, reason, ratio, bound, us, beside_us)
-
-
-def slowdown_tolerance(policy: Policy, device_type: str, clock: str, noise: Noise | None, processes: int) -> float:
-    """The policy's, or what the noise forbids to go below with so many processes."""
-    tolerance = policy.slowdowns[device_type][clock]
-    if noise is None:
-        return tolerance
-    return max(tolerance, stats.least_tolerance(noise, processes, policy.error / policy.looks, policy.power))
 
 
 def slowdown_status(
@@ -351,12 +346,11 @@ def _unless_disturbed(series: Sequence[Series], status: Status, reason: str) -> 
     return status, reason
 
 
-ALONE = "fused alone"  # under which a noise record keeps what is known of times
-
-
-def pair_name(series: Series) -> str:
-    """Under which a noise record keeps what is known of such pairs."""
-    return f"{series.implementation} beside {series.beside}"
+def _outgrown(found: stats.Interval, entry: BaselineEntry) -> str:
+    """A baseline far below what is reached would let much of it be lost."""
+    if found.low <= entry.speedup * (1 + 2 * entry.tolerance):
+        return ""
+    return f"; {found.estimate / entry.speedup - 1:.0%} better than the baseline: renew it"
 
 
 def _notes(run: Run, case: Case) -> list[str]:
@@ -376,8 +370,9 @@ def _notes(run: Run, case: Case) -> list[str]:
         notes.append("The working tree has uncommitted changes: this run enters no history.")
     if run.skipped:
         notes.append(f"Left out, because they need a GPU: {', '.join(run.skipped)}.")
-    if inside := _inside_graphs(run):
-        notes.append(f"In a CUDA graph, microseconds a call, recorded and not judged: {inside}.")
+    for clock, what in (("graph_us", "In a CUDA graph"), ("host_us", "Until the call returns")):
+        if told := _medians(run, clock):
+            notes.append(f"{what}, microseconds a call, recorded and not judged: {told}.")
     faults = [block.fault for block in run.blocks if block.fault]
     if faults:
         notes.append(
@@ -386,16 +381,11 @@ def _notes(run: Run, case: Case) -> list[str]:
     return notes
 
 
-def _inside_graphs(run: Run) -> str:
+def _medians(run: Run, clock: str) -> str:
     parts = []
     for workload in run.workloads:
-        for beside in ("base fused", "reference"):
-            series = [
-                one
-                for one in run.series
-                if (one.workload, one.clock, one.implementation, one.beside) == (workload, "graph_us", "fused", beside)
-            ]
-            if series:
+        for beside in ("base fused", "base reference", "reference"):
+            if series := _series_of(run, workload, clock, "fused", beside):
                 us, beside_us = stats.median_us(series), stats.median_us(series, beside=True)
                 parts.append(f"{workload} {us:.2f} beside {beside_us:.2f} ({beside})")
     return ", ".join(parts)
@@ -422,43 +412,12 @@ def refuse_what_noise_forbids(run: Run, case: Case) -> None:
         ):
             continue
         wanted = case.policy.slowdowns[run.environment.device_type][one.clock]
-        least = stats.least_tolerance(noise, processes, case.policy.error / case.policy.looks, case.policy.power)
+        least = stats.least_tolerance(noise, processes, case.policy.look_error(), case.policy.power)
         if one.clock == "device_us" and wanted < least:
             raise ValueError(
                 f"--max-slowdown: expected at least {100 * least:.2g} for {one.workload}, what the noise of "
                 f"{run.environment.device} lets {processes} processes tell apart; got {100 * wanted:g}"
             )
-
-
-def process_ratios(run: Run) -> dict[tuple[str, str, str], list[float]]:
-    """Each process's middle log ratio, by workload, clock and pair; and of fused beside the reference, log time."""
-    grouped: dict[tuple[str, str, str], list[Series]] = {}
-    for one in run.series:
-        grouped.setdefault((one.workload, one.clock, pair_name(one)), []).append(one)
-    found = {key: stats.ratios(series) for key, series in grouped.items()}
-    for (workload, clock, pair), series in grouped.items():
-        if pair == "fused beside reference":
-            found[workload, clock, ALONE] = stats.times(series)
-    return found
-
-
-def noise_entries(
-    runs: Sequence[dict[tuple[str, str, str], list[float]]],
-) -> dict[str, dict[str, dict[str, Noise]]]:
-    """How far processes differ within runs of the same code on both sides, given `process_ratios` of each run.
-
-    Within, because a shift between runs of one code may be another GPU's; the gate compares within one run too.
-    """
-    entries: dict[str, dict[str, dict[str, Noise]]] = {}
-    for key in dict.fromkeys(key for run in runs for key in run):
-        groups = [run[key] for run in runs if key in run]
-        freedom = sum(len(group) - 1 for group in groups)
-        if freedom > 0:
-            squares = sum(sum((value - sum(group) / len(group)) ** 2 for value in group) for group in groups)
-            workload, clock, pair = key
-            noise = Noise(math.sqrt(squares / freedom), freedom + 1)
-            entries.setdefault(workload, {}).setdefault(clock, {})[pair] = noise
-    return entries
 
 
 def with_verdicts(run: Run, case: Case, judgement: Judgement) -> Run:
@@ -490,3 +449,22 @@ def verify(run: Run) -> tuple[Judgement, list[str]]:
 
 def _plain(verdict: Verdict) -> dict[str, Any]:
     return {**dataclasses.asdict(verdict), "status": verdict.status.name}
+
+
+def judged_otherwise(run: Run, case: Case) -> list[str]:
+    """In what the recorded case differs from `case`, in words, an item each."""
+    assert run.judged is not None
+    judged = decoded(_Judged, run.judged)
+    differences = []
+    for name in [one.name for one in dataclasses.fields(Policy)]:
+        old, new = getattr(judged.policy, name), getattr(case.policy, name)
+        if old != new:
+            differences.append(f"policy than this repository's: {name} {old}; here {new}")
+    for name in ("baseline", "noise"):
+        old, new = getattr(judged, name), getattr(case, name)
+        if old != new:
+            was, here = (f"of {one.created}" if one else "none" for one in (old, new))
+            differences.append(f"{name} than this repository's: {was}; here {here}")
+    if judged.accepted != case.accepted:
+        differences.append(f"list of accepted slowdowns: {len(judged.accepted)}; here {len(case.accepted)}")
+    return differences

@@ -107,7 +107,7 @@ class Series(Strict):
     clock: str  # "device_us" or "call_us"; "host_us" and "graph_us" are recorded and not judged
     process: int
     implementation: str  # of the state that is measured: "fused" or "reference"
-    beside: str  # "reference", "base fused" or "base reference"
+    beside: str  # "reference", of the same process; "base fused" or "base reference", of base's process
     us: tuple[Microseconds, ...]
     beside_us: tuple[Microseconds, ...]
     quiet: bool  # False if other work on the machine disturbed most pairs, so that these had to be kept
@@ -132,7 +132,7 @@ class Run(Record):
     """One measurement: raw samples and everything needed to judge them."""
 
     KIND = "run"
-    VERSION = 3
+    VERSION = 4
 
     created: str  # UTC, ISO 8601
     command: str
@@ -146,8 +146,8 @@ class Run(Record):
     series: tuple[Series, ...]
     blocks: tuple[Block, ...]
     counts: dict[str, dict[str, dict[str, int]]]  # of one fused call, by side ("head", "base") and workload
+    seconds: NonNegativeFloat  # for which the device was ours
     judged: dict[str, Any] | None = None  # what it was judged by, and the verdicts: see `gate.with_verdicts`
-    seconds: NonNegativeFloat = 0.0  # for which the device was ours; 0 in records from before this was noted
 
     def __post_init__(self) -> None:
         datetime.datetime.fromisoformat(self.created)
@@ -155,6 +155,8 @@ class Run(Record):
         twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
         if twice:
             raise ValueError(f"series: expected each once; got {twice} again")
+        if self.base is None and (strays := {one.beside for one in self.series if one.beside.startswith("base ")}):
+            raise ValueError(f"base: expected the state that was measured as {', '.join(sorted(strays))}; got none")
 
     def with_more(self, more: Run) -> Run:
         """This run and further processes of it.
@@ -247,7 +249,7 @@ class NoiseRecord(Record):
     device: str
     created: str
     commit: str | None
-    entries: dict[str, dict[str, dict[str, Noise]]]  # workload, clock, and what beside what: "fused beside reference"
+    entries: dict[str, dict[str, dict[str, Noise]]]  # workload, clock, and what beside what: see `noise.pair_name`
 
     def of(self, workload: str, clock: str, pair: str) -> Noise | None:
         return self.entries.get(workload, {}).get(clock, {}).get(pair)
@@ -255,10 +257,14 @@ class NoiseRecord(Record):
 
 @dataclass(frozen=True)
 class AcceptedSlowdown(Strict):
-    """A slowdown taken on purpose: a reviewed exception with an end, instead of a looser tolerance."""
+    """A slowdown taken on purpose: a reviewed exception with an end, instead of a looser tolerance.
+
+    It counts beside one base, so that nobody who comes later is given the same again.
+    """
 
     workload: str
     clock: str
+    base: Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")]  # commit, or its first seven digits or more
     slowdown: float  # up to which it is accepted: 0.04 is 4 %
     reason: str
     expires: str  # ISO 8601 date, the last day that it counts
@@ -274,7 +280,7 @@ class AcceptedSlowdowns(Record):
     """All of them."""
 
     KIND = "accepted slowdowns"
-    VERSION = 1
+    VERSION = 2
 
     entries: tuple[AcceptedSlowdown, ...]
 
@@ -286,9 +292,8 @@ class BaselineEntry(Strict):
     speedup: PositiveFloat
     fused_us: PositiveFloat
     reference_us: PositiveFloat
-    tolerance: (
-        PositiveFloat  # largest loss of speedup, as a share: what the run's own noise allows to be told from none
-    )
+    # Largest loss of speedup, as a share: what the run's own noise allows to be told from none.
+    tolerance: Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True)

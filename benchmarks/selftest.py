@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks import gate, measure, results, session, stats, workloads
 from benchmarks.measure import sides
 from benchmarks.mutants import MUTANTS, Mutant
+from benchmarks.policy import Policy, slowdown_tolerance
 
 SAME = "same code"
 SIMULATED_RUNS = 1000
@@ -178,7 +179,7 @@ def _merged(record: Selftest | None, other: Selftest, path: Path) -> Selftest:
 
 def _powers(noise: results.NoiseRecord, device_type: str) -> tuple[Power, ...]:
     """For every workload and clock, as parts of a run over all of them."""
-    policy = gate.Policy()
+    policy = Policy()
     known = [
         (workload, clock, pairs["fused beside base fused"])
         for workload, clocks in noise.entries.items()
@@ -189,18 +190,18 @@ def _powers(noise: results.NoiseRecord, device_type: str) -> tuple[Power, ...]:
 
 
 def _power(workload: str, clock: str, noise: results.Noise, device_type: str, comparisons: int) -> Power:
-    policy = gate.Policy()
+    policy = Policy()
     rng = random.Random(f"{workload} {clock}")
     first = session.PROCESSES[device_type]
     looks = [first + session.MORE_PROCESSES * look for look in range(policy.looks)]
-    error = policy.error / policy.looks
+    error = policy.look_error()
     slowdown = SLOWDOWNS[clock]
 
     def end(slower: float) -> gate.Status:
         logs = [rng.gauss(math.log1p(slower), noise.deviation) for _ in range(looks[-1])]
         status = gate.Status.INCONCLUSIVE
         for processes in looks:
-            tolerance = gate.slowdown_tolerance(policy, device_type, clock, noise, processes)
+            tolerance = slowdown_tolerance(policy, device_type, clock, noise, processes)
             status, _ = gate.slowdown_status(logs[:processes], noise, tolerance, error, error / comparisons)
             if status is not gate.Status.INCONCLUSIVE:
                 break

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks import gate, measure, results, workloads
 from benchmarks.measure.sides import INSTALLED, Side
+from benchmarks.policy import Policy
 
 BASELINES = Path(__file__).with_name("baselines")
 PROCESSES = {"cuda": 3, "cpu": 5}  # of each side
@@ -19,7 +20,7 @@ def judged(
     judge: Callable[[results.Run], gate.Judgement],
     *,
     title: str = "Measuring",
-    looks: int = gate.Policy().looks,
+    looks: int = Policy().looks,
     head: Side = INSTALLED,
     base: Side | None = None,
     skipped: Sequence[workloads.Workload] = (),
@@ -94,21 +95,26 @@ def progress(title: str, steps: int) -> Iterator[measure.Progress]:
         bar.update(task, completed=steps, description="done")
 
 
-def case_of(run: results.Run, require_baseline: bool = False, expected: Sequence[str] | None = None) -> gate.Case:
-    """What this repository judges such a run by.
+def case_of(run: results.Run, require_baseline: bool = False, asked: Sequence[str] | None = None) -> gate.Case:
+    """What this repository judges such a run by. Expected are the workloads that were asked for, or else all of this
+    repository's and of the baseline's.
 
     Raises:
         ValueError: a baseline is required, and there is none for the run's device.
     """
-    path = results.device_path(BASELINES, run.environment.device)
+    device, gpu = run.environment.device, run.environment.device_type == "cuda"
+    path = results.device_path(BASELINES, device)
     accepted = BASELINES / "accepted-slowdowns.json"
     if require_baseline and not path.exists():
-        raise ValueError(f"baseline: none for {run.environment.device}, expected {path}; see `baseline --help`")
+        raise ValueError(f"baseline: none for {device}, expected {path}; see `baseline --help`")
+    baseline = results.load(results.Baseline, path) if path.exists() else None
+    whole = [workload.name for workload in workloads.select(None, gpu=gpu)[0]]
+    whole += baseline.entries if baseline else []
     return gate.Case(
-        baseline=results.load(results.Baseline, path) if path.exists() else None,
-        noise=noise_of(run.environment.device),
+        baseline=baseline,
+        noise=noise_of(device),
         accepted=results.load(results.AcceptedSlowdowns, accepted).entries if accepted.exists() else (),
-        expected=None if expected is None else tuple(expected),
+        expected=tuple(dict.fromkeys(whole if asked is None else asked)),
     )
 
 

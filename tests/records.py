@@ -31,9 +31,10 @@ def make_run(
     1 / `moved` of the time."""
     names = tuple(dict.fromkeys(workload for workload, _ in speedups))
     checks, series = [], []
+    pair = ("fused", "base reference" if slowdowns else "reference")
     for name, values in speedups.items():
         for process, speedup in enumerate(values):
-            series.append(make_series(name, process, speedup, fused_us, quiet=quiet))
+            series.append(make_series(name, process, speedup, fused_us, pair, quiet))
             checks.append(Check(name[0], process, True, "equal"))
     for name, values in (slowdowns or {}).items():
         for process, slowdown in enumerate(values):
@@ -52,7 +53,7 @@ def make_run(
         "checks": tuple(checks),
         "series": tuple(series),
         "blocks": (),
-        "counts": {},
+        "counts": {side: {name: {"launches": 1} for name in names} for side in ("head", "base")},
     }
     return Run(**{**fields, **changes})
 
@@ -68,7 +69,12 @@ def steady(device: float = 15.0, call: float = 4.0, workload: str = NAME) -> dic
 
 def make_noise(device: float = 0.003, call: float = 0.015, workload: str = NAME) -> NoiseRecord:
     """What 41 processes showed, for every pair."""
-    pairs = ("fused beside reference", "fused beside base fused", "reference beside base reference")
+    pairs = (
+        "fused beside reference",
+        "fused beside base reference",
+        "fused beside base fused",
+        "reference beside base reference",
+    )
     clocks = {
         clock: {pair: Noise(deviation, 41) for pair in pairs}
         for clock, deviation in (("device_us", device), ("call_us", call))

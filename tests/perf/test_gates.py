@@ -10,14 +10,13 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import gate
-from benchmarks.session import case_of
 from benchmarks.workloads import QUICK
 from tests.perf.conftest import CLOCK
 
 
 @pytest.mark.parametrize("workload", QUICK)
-def test_verdict(run, workload):
-    judgement = gate.judge(run, case_of(run, expected=QUICK))
+def test_verdict(judged, workload):
+    _, judgement = judged
     verdicts = [verdict for verdict in judgement.verdicts if verdict.workload == workload]
     assert verdicts, "not judged"
     for verdict in verdicts:

@@ -1,0 +1,87 @@
+"""What a run must reach, and what the known noise of a device allows to ask for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from benchmarks import stats
+from benchmarks.results import Noise, Series, Strict
+
+CLOCKS = {"cuda": {"device_us", "call_us"}, "cpu": {"call_us"}}  # that are judged
+
+
+@dataclass(frozen=True)
+class Policy(Strict):
+    """What a run must reach.
+
+    Floors are speedups over the reference that hold on every device of a type: well below what was measured when they
+    were set (see the baselines), far above what an unfused implementation reaches. A CPU's is "not slower".
+    """
+
+    floors: dict[str, dict[str, float]] = field(
+        default_factory=lambda: {
+            "cuda": {"device_us": 3.0, "call_us": 1.5},
+            "cpu": {"call_us": 1.0},
+        }
+    )
+    # Largest slowdown against the base commit in the same job, where the noise allows to see it.
+    slowdowns: dict[str, dict[str, float]] = field(
+        default_factory=lambda: {"cuda": {"device_us": 0.01, "call_us": 0.05}, "cpu": {"call_us": 0.05}}
+    )
+    # Least tolerance of a baseline's entry for a loss of speedup; its noise may demand more (`baseline_tolerance`). Two
+    # machines with an H100 agreed within 2.7 % on the device clock and 6 % on the host's (0.6 % and 2 % on average).
+    tolerances: dict[str, float] = field(default_factory=lambda: {"device_us": 0.03, "call_us": 0.15})
+    # Up to which noise may loosen either: beyond it a run shows nothing, and says so.
+    loosest: dict[str, float] = field(default_factory=lambda: {"device_us": 0.05, "call_us": 0.25})
+    # Largest growth of the fused operation's own time against the baseline, on the clock that is the same in every
+    # run: a change that slows fused and reference alike keeps the speedup.
+    fused_tolerances: dict[str, float] = field(default_factory=lambda: {"device_us": 0.10})
+    error: float = 0.05  # chance of a wrong verdict, split over the looks and, for REGRESSION, over the comparisons
+    looks: int = 3
+    power: float = 0.95  # of runs without a slowdown that should pass, where a tolerance follows from the noise
+
+    def __post_init__(self) -> None:
+        if not (0 < self.error < 1 and 0 < self.power < 1 and 1 <= self.looks <= 100):
+            raise ValueError(f"policy: expected error and power between 0 and 1, and 1 to 100 looks; got {self}")
+        if not all(0 < share < 1 for clocks in self.slowdowns.values() for share in clocks.values()):
+            raise ValueError(f"policy: expected slowdowns between 0 and 1, as shares; got {self.slowdowns}")
+        for device, judged in CLOCKS.items():
+            if set(self.floors.get(device, {})) != judged or set(self.slowdowns.get(device, {})) != judged:
+                raise ValueError(f"policy: expected floors and slowdowns for {device} on {', '.join(sorted(judged))}")
+        for name in ("tolerances", "loosest"):
+            shares = getattr(self, name)
+            if not CLOCKS["cuda"] <= set(shares) or not all(0 < share < 1 for share in shares.values()):
+                clocks = ", ".join(sorted(CLOCKS["cuda"]))
+                raise ValueError(f"policy: expected {name} for {clocks}, between 0 and 1; got {shares}")
+
+    def look_error(self) -> float:
+        """Of one look's one-sided intervals."""
+        return self.error / self.looks
+
+
+def slowdown_tolerance(policy: Policy, device_type: str, clock: str, noise: Noise | None, processes: int) -> float:
+    """The policy's, or what the noise forbids to go below with so many processes, up to the loosest allowed."""
+    wanted = policy.slowdowns[device_type][clock]
+    if noise is None:
+        return wanted
+    least = stats.least_tolerance(noise, processes, policy.look_error(), policy.power)
+    return max(wanted, min(least, policy.loosest[clock]))
+
+
+def baseline_tolerance(series: Sequence[Series], policy: Policy, noise: Noise | None) -> float:
+    """The tolerance that a baseline of these samples needs: another run's interval, as wide as this one's, lies above
+    the bound though its estimate is half of an interval lower.
+
+    Raises:
+        ValueError: it would be looser than the policy allows.
+    """
+    workload, clock = series[0].workload, series[0].clock
+    relative = stats.interval(stats.ratios(series), policy.look_error(), noise)
+    tolerance = max(policy.tolerances[clock], 1.5 * (1 - relative.estimate / relative.high))
+    if tolerance > policy.loosest[clock]:
+        raise ValueError(
+            f"record: {workload} on {clock} varies so much that its baseline would allow {tolerance:.0%}, where "
+            f"{policy.loosest[clock]:.0%} is the most: measure in more processes, or on a calmer machine (`doctor`)"
+        )
+    return tolerance
