@@ -124,6 +124,12 @@ def test_direction_and_medians():
     assert stats.median_us(series, beside=True) == 8.0
 
 
+def test_a_slowdown_of_a_quarter_of_the_calls_is_not_trimmed_away():
+    us = (10.0, 10.0, 10.0, 14.0) * 50
+    series = [Series("w", "device_us", p, "fused", "base fused", us, (10.0,) * 200, True) for p in range(3)]
+    assert stats.interval(stats.ratios(series), 0.05).estimate > 1.05
+
+
 def test_no_samples_is_an_error():
     with pytest.raises(ValueError, match="expected samples"):
         stats.interval([], 0.05)
