@@ -104,7 +104,8 @@ class Bench:
             return [(None, self.ids)]
         if self.workload.logits_bytes > PLACES_BYTES:
             return [(self.torch.cuda.current_stream(), self.ids)]
-        return [(self.torch.cuda.Stream(), self.prepared.clone()) for _ in range(PLACES)]
+        stream: Any = self.torch.cuda.Stream  # it has no types
+        return [(stream(), self.prepared.clone()) for _ in range(PLACES)]
 
     def check(self) -> dict[str, Any]:
         """Whether fused leaves the ids that the reference leaves, outside the undecidable band; and which those are."""
