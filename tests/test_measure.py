@@ -100,6 +100,8 @@ def test_the_order_in_pairs_is_random_and_repeatable(tiny):
         orders.append(taken[:8])
     assert orders[0] == orders[1]
     assert orders[0] != ["fused", "reference"] * 4
+    for first, second in zip(orders[0][0::4], orders[0][2::4], strict=True):  # of two turns
+        assert first != second
 
 
 WRONG = {
