@@ -1,0 +1,32 @@
+"""The committed baselines and noise: whole, readable, and of today's workloads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import results, session
+from benchmarks.workloads import WORKLOADS
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.json") if path.name != "accepted-slowdowns.json")
+
+
+@pytest.mark.parametrize("name", _names(session.BASELINES))
+def test_a_baseline_holds_every_workload_of_its_device_and_no_other(name):
+    """Or `--require-baseline` could never pass, and a workload without an entry would be held against nothing."""
+    baseline = results.load(results.Baseline, session.BASELINES / name)
+    assert name == results.device_path(session.BASELINES, baseline.device).name
+    assert set(baseline.entries) == set(WORKLOADS)
+
+
+@pytest.mark.parametrize("name", _names(session.BASELINES / "noise"))
+def test_the_noise_of_every_workload_is_known_beside_base(name):
+    noise = results.load(results.NoiseRecord, session.BASELINES / "noise" / name)
+    assert name == session.noise_path(noise.device).name
+    for workload in WORKLOADS:
+        for clock in ("device_us", "call_us"):
+            assert noise.of(workload, clock, "fused beside base fused"), (workload, clock)
+            assert noise.of(workload, clock, "fused beside base reference"), (workload, clock)
