@@ -1,4 +1,4 @@
-"""The committed baselines and noise: whole, readable, and of today's workloads."""
+"""The committed baselines, noise and evidence: whole, readable, and of today's workloads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import results, session
+from benchmarks.selftest import Selftest
 from benchmarks.workloads import WORKLOADS
+
+EVIDENCE = session.BASELINES.parent / "evidence"
+KINDS = {"selftest": Selftest, "gate": results.Run, "kernel": results.KernelTable}
 
 
 def _names(folder: Path) -> list[str]:
@@ -30,3 +34,8 @@ def test_the_noise_of_every_workload_is_known_beside_base(name):
         for clock in ("device_us", "call_us"):
             assert noise.of(workload, clock, "fused beside base fused"), (workload, clock)
             assert noise.of(workload, clock, "fused beside base reference"), (workload, clock)
+
+
+@pytest.mark.parametrize("name", _names(EVIDENCE))
+def test_evidence_is_read_by_today_s_code(name):
+    results.load(KINDS[name.split("-")[0]], EVIDENCE / name)
