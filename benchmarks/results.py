@@ -146,7 +146,7 @@ class Run(Record):
     series: tuple[Series, ...]
     blocks: tuple[Block, ...]
     counts: dict[str, dict[str, dict[str, int]]]  # of one fused call, by side ("head", "base") and workload
-    seconds: NonNegativeFloat  # for which the device was ours
+    seconds: NonNegativeFloat | None  # for which the device was ours; None where that was not noted
     judged: dict[str, Any] | None = None  # what it was judged by, and the verdicts: see `gate.with_verdicts`
 
     def __post_init__(self) -> None:
@@ -172,7 +172,7 @@ class Run(Record):
             checks=self.checks + more.checks,
             series=self.series + more.series,
             blocks=self.blocks + more.blocks,
-            seconds=self.seconds + more.seconds,
+            seconds=None if self.seconds is None or more.seconds is None else self.seconds + more.seconds,
             counts=counts,
             judged=None,
         )

@@ -151,6 +151,7 @@ def _one(mutant: Mutant | None, seed: int) -> tuple[results.Run, Outcome]:
             seed=seed,
         )
     worst = _worst(judgement)
+    assert run.seconds is not None
     return run, Outcome(
         name,
         seed,

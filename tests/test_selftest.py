@@ -106,9 +106,11 @@ def test_nothing_to_do_is_an_error(selftests, capsys):
     torch.cuda.is_available(), reason="plants a slowdown of the CPU backend; here is a GPU to measure on"
 )
 def test_a_real_slowdown_does_not_pass(tmp_path):
-    """Planted, measured in real processes, judged. A busy machine may leave it in doubt, which is no pass either."""
+    """Planted, measured in real processes, judged. A busy machine may leave it in doubt: no pass, and no proof."""
     path = tmp_path / "selftest.json"
     cli.main(["selftest", "--planted", "1", "--mutant", "cpu-second-pass", "--output", str(path)])
     (run,) = json.loads(path.read_text())["runs"]
     assert run["status"] in ("REGRESSION", "INCONCLUSIVE")
-    assert run["slowdown"] > 0.1 or run["status"] == "INCONCLUSIVE"
+    if run["status"] == "INCONCLUSIVE" and run["slowdown"] <= 0.1:
+        pytest.skip(f"this machine was too busy to tell: {run['slowdown']:+.1%} found, {run['reason']}")
+    assert run["slowdown"] > 0.1

@@ -255,7 +255,8 @@ class _Conductor:
             for pair in _pairs_of(workers, number % REFERENCE_EVERY[self.device] == 0):
                 if any(implementation not in ready[side] for side, implementation in pair):
                     continue
-                # Each order as often as the other: fused of 7.4 us takes 9.4 after the reference has filled the L2.
+                # Each order as often as the other: on an H100 fused took 7.4 us in some rows and 9.4 in others beside
+                # base's reference, presumably after it; drawn anew each time, three to nine rows did not even that out.
                 order = reversed_orders.pop(pair, None)
                 if order is None:
                     order = rng.sample(pair, 2)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 L2_MULTIPLE = 3  # of the L2 cache's size that rotating logits cover
 DRAWS, DRAWS_BYTES = 64, 2**29  # so many, as far as they fit
-# Streams that rows of calls go round, and the largest logits for which: allocations are a stream's own. On an H100, one
-# and the same kernel of 4.5 us took 4.47 or 4.61 us, as its workspace lay in one half or the other of the L2 cache.
+# Streams that rows of calls go round, and the largest logits for which: allocations are a stream's own. On an H100, the
+# same kernel took about 4.48 or 4.60 us in one process, as it was given one or another of 24 workspaces.
 PLACES, PLACES_BYTES = 8, 2**26
 GRAPH_CALLS = 16  # in a CUDA graph, at least: the start of a replay takes a microsecond or two
 LONG_CALLS = 2  # where the logits take more than DRAWS_BYTES, and a call more than a hundred
