@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.measure.sides import PACKAGE, copy_package
 from benchmarks.workloads import QUICK
 
+LAUNCH, KERNEL = "gpu/__init__.py", "gpu/kernel.py"  # in the package
 SM_MHZ = 1980  # of an H100 at work
 # Microseconds on the device's clock by positions, vocabulary and bytes of a logit, all masked.
 DEVICE_US = {(32, 128000, 2): 6.4, (32, 157184, 2): 7.3, (32, 151936, 2): 7.2, (1024, 157184, 2): 112.0}
@@ -71,9 +72,9 @@ def _kernel_longer(cycles: str, where: str = "True") -> tuple[Edit, ...]:
     constant = "            block_length <= MAX_BLOCK_L,  # DEALT\n"
     decided = "    if DEALT:\n        tl.store(counter_ptr, 0)\n"
     return (
-        Edit("gpu.py", parameter, f"{parameter}    SPIN: tl.constexpr,\n"),
-        Edit("gpu.py", decided, wait + decided),
-        Edit("gpu.py", constant, f"{constant}            int({cycles}),\n"),
+        Edit(KERNEL, parameter, f"{parameter}    SPIN: tl.constexpr,\n"),
+        Edit(KERNEL, decided, wait + decided),
+        Edit(LAUNCH, constant, f"{constant}            int({cycles}),\n"),
     )
 
 
@@ -83,10 +84,10 @@ def _share_of_device_time(share: float) -> str:
 
 def _before_the_launch(statement: str) -> Edit:
     anchor = "    thresholds = threshold if isinstance(threshold, Tensor) else None\n"
-    return Edit("gpu.py", anchor, f"{anchor}    {statement}\n")
+    return Edit(LAUNCH, anchor, f"{anchor}    {statement}\n")
 
 
-_READ = """        share_maximum, share_sum, share_best, share_token = _read_share(
+_READ = """        share_maximum, share_sum, share_best, share_token = read_share(
             logits_ptr + row_start, first, tiles, early, EARLY and not dealt, V,
             exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, ALIGNED, THREADS, WIDTH, VECTORS,
         )  # fmt: skip
@@ -107,24 +108,24 @@ _HOST_WAIT = "import time; end = time.perf_counter_ns() + {ns}\n    while time.p
 MUTANTS = {
     mutant.name: mutant
     for mutant in (
-        Mutant("second-pass", "the logits are read twice", (Edit("gpu.py", _READ, _READ + _EXTRA_READ + _KEEP),)),
+        Mutant("second-pass", "the logits are read twice", (Edit(KERNEL, _READ, _READ + _EXTRA_READ + _KEEP),)),
         Mutant(
             "no-early-exit",
             "rows that are not masked are read too",
             (
-                Edit("gpu.py", _MASKED, _READ_ANYWAY + _MASKED),
+                Edit(KERNEL, _MASKED, _READ_ANYWAY + _MASKED),
             ),
             workloads=("1x32x157184-bf16-50",),
         ),
         Mutant(
             "one-program-a-row",
             "the vocabulary is not split",
-            (Edit("gpu.py", "max_splits=8, num_warps=8", "max_splits=1, num_warps=8"),),
+            (Edit(LAUNCH, "max_splits=8, num_warps=8", "max_splits=1, num_warps=8"),),
         ),
         Mutant(
             "scalar-loads",
             "the compiler is not told where rows start, and reads four bytes at a time",
-            (Edit("gpu.py", "alignment = width if", "alignment = 2 if"),),
+            (Edit(LAUNCH, "alignment = width if", "alignment = 2 if"),),
         ),
         Mutant("extra-launch", "one more kernel a call", (_before_the_launch("input_ids.add_(0)"),)),
         Mutant(

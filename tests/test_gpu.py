@@ -65,7 +65,7 @@ def test_capture_adds_one_node_and_no_fill():
         torch.cuda.synchronize()
     names = [event.name() for event in profile.profiler.kineto_results.events() if event.device_index() == 0]
     activity = [name for name in names if "graph" not in name.lower() and "Synchronize" not in name]
-    assert [name for name in activity if "_post_process_kernel" not in name] == []
+    assert [name for name in activity if "post_process_kernel" not in name] == []
     assert len(activity) == 1
 
 
@@ -321,7 +321,7 @@ def test_no_recompilation_for_run_time_values():
 
 
 def _compiled_kernels() -> int:
-    return sum(len(caches[0]) for caches in gpu._post_process_kernel.device_caches.values())
+    return sum(len(caches[0]) for caches in gpu.post_process_kernel.device_caches.values())
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")

@@ -43,6 +43,6 @@ def test_it_applies_and_finds_the_same(tmp_path, name):
 
 
 def test_a_package_that_has_changed_is_an_error(tmp_path):
-    mutant = Mutant("gone", "nothing", (Edit("gpu.py", "no such text", ""),))
-    with pytest.raises(ValueError, match=r"mutant gone: expected once in gpu\.py, found 0"):
+    mutant = Mutant("gone", "nothing", (Edit("cpu.py", "no such text", ""),))
+    with pytest.raises(ValueError, match=r"mutant gone: expected once in cpu\.py, found 0"):
         mutant.plant(tmp_path)

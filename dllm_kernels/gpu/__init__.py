@@ -1,0 +1,256 @@
+"""The Triton backend: one launch per call, one pass over the logits of masked rows.
+
+Here are the configurations and the launch; `kernel` is what runs, `share` how it reads a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from dllm_kernels import workspace as workspaces
+from dllm_kernels.gpu.kernel import post_process_kernel
+from dllm_kernels.gpu.share import INTERPRETED
+
+MAX_PROGRAMS = 2**31 - 1  # of a launch's first dimension: those of one block
+MAX_BLOCKS = 2**16 - 1  # of a launch's second dimension
+# Rows are split into as many programs as run at the same time.
+PROGRAMS_PER_PROCESSOR = 4
+INTERPRETED_PROCESSORS = 16  # that Triton's interpreter is taken to have
+# Positions that the last program combines at a time. Few are rounded up until every thread has a share of its own:
+# threads that hold copies write the same shared memory at once. Rows of longer blocks are not dealt.
+MAX_BLOCK_L = 256
+MAX_VOCAB = 2**30  # so that columns and tile ends fit int32
+
+# int32 words of the workspace: a share's row maximum, sum of exponentials, candidate's logit and id; a block's number
+# of programs that have counted themselves.
+RESULT_WORDS = 4
+COUNTER_WORDS = 2
+
+
+class Config(NamedTuple):
+    """How a row is cut: at most `max_splits` programs, each over tiles of some 16-byte vectors per thread."""
+
+    max_vocab: int
+    max_splits: int
+    num_warps: int
+    vectors: int
+    early: bool  # read the first tile before it is known whether the row is masked
+
+
+# The first line whose max_vocab holds the vocabulary counts. Measured on one H100 80GB HBM3 (torch 2.11.0, triton
+# 3.6.0) in a CUDA graph, all rows masked; docs/kernel.md has what else was tried:
+CONFIGS = (
+    # One tile: a share more would only be one more partial result to combine.
+    Config(max_vocab=1024, max_splits=1, num_warps=4, vectors=1, early=False),
+    # 1x32x128000 fp16 with warm L2 4.5 us (read early: 4.8 without; 4 splits of 16 warps: 0.6 more), cold 6.2.
+    Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=8, vectors=2, early=True),
+)
+# Where rows alone fill the GPU: 128x32x157184 bf16 takes 426 us with 4 warps, 442 with 8; read early, 6 % of the rows
+# masked take 44 us instead of 36.
+MANY_ROWS = Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=4, vectors=2, early=False)
+
+
+def _config(vocab: int) -> Config:
+    if vocab > MAX_VOCAB:
+        raise ValueError(f"logits: expected a vocabulary of at most {MAX_VOCAB} tokens on 'triton'; got {vocab}")
+    return next(config for config in CONFIGS if vocab <= config.max_vocab)
+
+
+def workspace_size(logits: Tensor) -> int:
+    """See `dllm_kernels.workspace_size`."""
+    *batch, vocab = logits.shape
+    return math.prod(batch) * (RESULT_WORDS * _config(vocab).max_splits + COUNTER_WORDS)
+
+
+def programs_at_once(device: torch.device) -> int:
+    """Programs that a GPU runs at the same time; from so many rows on, none is split."""
+    if device.type != "cuda":
+        return PROGRAMS_PER_PROCESSOR * INTERPRETED_PROCESSORS
+    return PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+class _Plan:
+    """What a launch needs besides pointers and values, worked out once for every layout of arguments."""
+
+    def __init__(
+        self,
+        logits: Tensor,
+        input_ids: Tensor,
+        logits_on_16_bytes: bool,
+        prompt_strides: tuple[int, ...] | None,
+        threshold_stride: int | None,
+        excluded: bool,
+    ) -> None:
+        *batch, block_length, vocab = logits.shape
+        device, logits_strides, ids_strides = logits.device, logits.stride(), input_ids.stride()
+        blocks = math.prod(batch)
+        rows = blocks * block_length
+        config = _config(vocab)
+        if rows >= programs_at_once(device) and config.max_splits > 1:
+            config = MANY_ROWS
+        threads, width = 32 * config.num_warps, 16 // logits.element_size()
+        total_tiles = -(-vocab // (threads * width * config.vectors))
+        # The largest power of two: programs find their row and share by bits.
+        splits_bits = max(1, min(config.max_splits, total_tiles, programs_at_once(device) // rows)).bit_length() - 1
+        programs = block_length << splits_bits
+        if programs > MAX_PROGRAMS:
+            raise ValueError(
+                f"logits: expected blocks of at most {MAX_PROGRAMS >> splits_bits} positions on 'triton'; "
+                f"got {block_length}"
+            )
+        # Grids, each with its first block.
+        self.launches = tuple(
+            (programs, min(blocks - first, MAX_BLOCKS), first) for first in range(0, blocks, MAX_BLOCKS)
+        )
+        words = blocks * programs
+        self.workspace_elements = RESULT_WORDS * words + COUNTER_WORDS * blocks
+        # The stride of an absent batch is 0: there is one block.
+        if not batch:
+            logits_strides, ids_strides = (0, *logits_strides), (0, *ids_strides)
+            prompt_strides = None if prompt_strides is None else (0, *prompt_strides)
+        aligned = logits_on_16_bytes and logits_strides[0] % width == logits_strides[1] % width == 0
+        alignment = width if aligned else 1
+        self.scalars = (
+            block_length,
+            vocab,
+            splits_bits,
+            -(-total_tiles >> splits_bits),  # tiles
+            total_tiles,
+            words,
+            logits_strides[0] // alignment,
+            logits_strides[1] // alignment,
+            *ids_strides,
+            *(prompt_strides or (0, 0)),
+            threshold_stride or 0,
+        )
+        self.warps = config.num_warps
+        self.constants = (
+            excluded,
+            alignment,
+            config.max_splits,  # SPLITS
+            config.vectors,
+            config.early,
+            threads,
+            width,
+            min(max(1 << (block_length - 1).bit_length(), threads // config.max_splits), MAX_BLOCK_L),  # BLOCK_L
+            block_length <= MAX_BLOCK_L,  # DEALT
+        )
+        self.launch: Callable[..., None] | None = None  # once compiled
+        self.compiled: tuple[Any, ...] = ()  # that `launch` is given before the kernel's arguments
+
+    def keep(self, compiled: Any) -> None:
+        """Have later calls launch this kernel directly, where that is known to work."""
+        if torch.version.hip or not triton.__version__.startswith(_DIRECT_VERSIONS):
+            return
+        launcher = compiled.run
+        if launcher.global_scratch_size or launcher.profile_scratch_size:
+            return
+        self.compiled = (
+            compiled.function, launcher.launch_cooperative_grid, launcher.launch_pdl, None, None,
+            compiled.packed_metadata, None, None, None,
+        )  # fmt: skip
+        self.launch = launcher.launch
+
+
+# Triton's versions whose launcher's arguments are those that `_Plan.keep` gives. With any other, and where hooks
+# listen, every call goes by Triton's front door, which takes 10 to 20 us to find out which kernel is asked for.
+_DIRECT_VERSIONS = ("3.6.",)
+_runtime = triton.knobs.runtime
+
+
+def _can_depend() -> bool:
+    """Whether a launch may begin while the one before is about to end: programmatic dependent launch, from sm_90 on
+    (CUDA C++ programming guide).
+    """
+    if INTERPRETED:
+        return False
+    target = triton.runtime.driver.active.get_current_target()
+    return bool(target.backend == "cuda" and target.arch >= 90)
+
+
+def _listening(hook: Any) -> bool:
+    """Of a chain of hooks, whether there is one in it; Triton also takes a bare function, or None."""
+    return bool(getattr(hook, "calls", hook))
+
+
+def post_process(
+    logits: Tensor,
+    input_ids: Tensor,
+    mask_id: int,
+    threshold: float | Tensor,
+    prompt_mask: Tensor | None,
+    exclude_ids: Sequence[int],
+    outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    workspace: Tensor | None,
+    plans: dict[Any, _Plan],
+) -> None:
+    """The checked call of `dllm_kernels.post_process`: at least one position, exclude ids inside the vocabulary.
+
+    `plans` are those of calls with logits and ids of this dtype, shape, strides and device, to be kept.
+    """
+    device = logits.device
+    if device.type == "cuda" and device.index != torch._C._cuda_getDevice():
+        with torch.cuda.device(device):
+            post_process(logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, workspace, plans)
+        return
+    thresholds = threshold if isinstance(threshold, Tensor) else None
+    confidence, tokens, accepted, remaining = outputs
+    logits_start = logits.data_ptr()
+    key = (
+        logits_start % 16 == 0,
+        None if prompt_mask is None else prompt_mask.stride(),
+        None if thresholds is None else thresholds.stride(0),
+        bool(exclude_ids),
+        confidence is None,  # what is absent is compiled out
+        tokens is None,
+        accepted is None,
+        remaining is None,
+    )
+    plan = plans.get(key)
+    if plan is None:
+        plan = plans[key] = _Plan(logits, input_ids, *key[:4])
+    if workspace is None:
+        workspace = workspaces.acquire(device, plan.workspace_elements)
+    number = threshold if thresholds is None else 0.0
+    excluded = (*exclude_ids, -1, -1, -1, -1)[:4] if exclude_ids else (-1, -1, -1, -1)
+    if plan.launch is None or _listening(_runtime.launch_enter_hook) or _listening(_runtime.launch_exit_hook):
+        dependent = _can_depend()
+        options = {"launch_pdl": True} if dependent else {}
+        for programs, blocks, first_block in plan.launches:
+            compiled = post_process_kernel[(programs, blocks)](
+                logits, input_ids, prompt_mask, thresholds, *outputs, workspace, mask_id, number, *excluded,
+                first_block, *plan.scalars, *plan.constants, dependent, num_warps=plan.warps, **options,
+            )  # fmt: skip
+        if device.type == "cuda":
+            plan.keep(compiled)
+        return
+    for programs, blocks, first_block in plan.launches:
+        plan.launch(
+            programs,
+            blocks,
+            1,
+            torch._C._cuda_getCurrentRawStream(device.index),
+            *plan.compiled,
+            logits_start,
+            input_ids.data_ptr(),
+            None if prompt_mask is None else prompt_mask.data_ptr(),
+            None if thresholds is None else thresholds.data_ptr(),
+            None if confidence is None else confidence.data_ptr(),
+            None if tokens is None else tokens.data_ptr(),
+            None if accepted is None else accepted.data_ptr(),
+            None if remaining is None else remaining.data_ptr(),
+            workspace.data_ptr(),
+            mask_id,
+            number,
+            *excluded,
+            first_block,
+            *plan.scalars,
+            *plan.constants,
+            True,  # DEPENDENT: compiled in, and not read again
+        )

@@ -1,0 +1,379 @@
+"""Reading a program's share of a row: its maximum, the sum of its exponentials, and its best candidate.
+
+One pass over the logits, a tile of 16-byte vectors at a time, each tile asked for while the one before is worked on.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+NO_TOKEN = tl.constexpr(2**31 - 1)
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+# Up to here LOG2E * maximum is rounded by less than 2.5e-4, which a factor of first order corrects to 1e-8. Shares with
+# larger maxima take the slow path, which subtracts first.
+MAX_SCALED_LOGIT = tl.constexpr(4096.0)
+LOWEST = tl.constexpr(-1e30)  # what running maxima begin at: finite, so that differences are never NaN
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def finite_or_zero(maximum):
+    """What can be subtracted from logits below `maximum`: exp(-inf - -inf) would be NaN."""
+    return tl.where(maximum == float("-inf"), 0.0, maximum)
+
+
+@triton.jit
+def product(left, right):
+    """left * right, rounded; the compiler would merge a plain product into a later sum, which rounds otherwise."""
+    if INTERPRETED:
+        return left * right
+    if tl.target_info.is_cuda():
+        return libdevice.mul_rn(left, right)
+    return left * right
+
+
+@triton.jit
+def _exp2(exponents):
+    """2 ** exponents, with results below 2**-126 flushed to zero: tl.exp2 spends two multiplications on those."""
+    if INTERPRETED:
+        return tl.exp2(exponents)
+    return libdevice.exp2(exponents)
+
+
+@triton.jit
+def _scaled_difference(logits, shift):
+    """logits * LOG2E - shift, rounded once. The interpreter has no fused multiply-add, but it has float64."""
+    if INTERPRETED:
+        return (logits.to(tl.float64) * LOG2E - shift).to(tl.float32)
+    return tl.fma(logits, LOG2E, -shift)
+
+
+@triton.jit
+def _exp2_of(logits, shift):
+    """2 ** (logits * LOG2E - shift), one fused multiply-add and one exponential.
+
+    A shift of round(maximum * LOG2E) is as good as the exact one, if all of a sum use the same: the product is not
+    rounded before the subtraction.
+    """
+    return _exp2(_scaled_difference(logits, shift))
+
+
+@triton.jit
+def _ordered(values):
+    """Integers in the order of the floats they are made of, which are not NaN; its own inverse but for the type."""
+    bits = (values + 0.0).to(tl.int32, bitcast=True)  # of -0.0, which equals it, those of 0.0
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def key_of(values, index):
+    """Of all such keys the largest is that of the largest value, and of its lowest index."""
+    return (_ordered(values).to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
+
+
+@triton.jit
+def value_of(key):
+    ordered = (key >> 32).to(tl.int32)
+    return tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def index_of(key):
+    return 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)
+
+
+@triton.jit
+def _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED: tl.constexpr):
+    candidate = columns < V
+    if EXCLUDED:
+        candidate &= (columns != exclude_0) & (columns != exclude_1) & (columns != exclude_2) & (columns != exclude_3)
+    return candidate
+
+
+@triton.jit
+def _is_inside(column, start, length):
+    return (column >= start) & (column < start + length)
+
+
+@triton.jit
+def _offsets(THREADS: tl.constexpr, WIDTH: tl.constexpr, VECTORS: tl.constexpr):
+    """Columns of a thread's logits of a tile, from the first, in the order in which `_float32` leaves them."""
+    HALVES: tl.constexpr = WIDTH // 4
+    logit = tl.arange(0, VECTORS * WIDTH)
+    word = logit // HALVES
+    return word % VECTORS * THREADS * WIDTH + word // VECTORS * HALVES + logit % HALVES
+
+
+@triton.jit
+def _words(logits):
+    """Logits (THREADS, n) as the 32-bit words (THREADS, n or n / 2) that they are read as."""
+    if logits.dtype == tl.float32:
+        return logits.to(tl.int32, bitcast=True)
+    else:
+        pairs = tl.reshape(logits.to(tl.int16, bitcast=True), (logits.shape[0], logits.shape[1] // 2, 2))
+        low, high = tl.split(pairs)
+        return (high.to(tl.int32) << 16) | (low.to(tl.int32) & 0xFFFF)
+
+
+@triton.jit
+def _float32(words, dtype: tl.constexpr):
+    """The logits in words (THREADS, 4 * VECTORS), as float32. Of bfloat16 the halves are taken, an instruction each."""
+    if dtype == tl.float32:
+        return words.to(tl.float32, bitcast=True)
+    else:
+        if dtype == tl.bfloat16:
+            low = (words << 16).to(tl.float32, bitcast=True)
+            high = (words & -65536).to(tl.float32, bitcast=True)
+        else:
+            low = words.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+            high = (words >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        return tl.reshape(tl.join(low, high), (words.shape[0], words.shape[1] * 2))
+
+
+@triton.jit
+def load_tile(
+    row_ptr, start, present, ALIGNED: tl.constexpr, THREADS: tl.constexpr, WIDTH: tl.constexpr, VECTORS: tl.constexpr
+):
+    """The words (THREADS, 4 * VECTORS) of a tile that lies in the row, if it is `present`."""
+    first = _load_vector(row_ptr + start, present, ALIGNED, THREADS)
+    if VECTORS == 1:
+        return first
+    else:
+        second = _load_vector(row_ptr + start + THREADS * WIDTH, present, ALIGNED, THREADS)
+        return tl.reshape(tl.join(first, second), (THREADS, 8))
+
+
+@triton.jit
+def _load_vector(ptr, present, ALIGNED: tl.constexpr, THREADS: tl.constexpr):
+    """16 bytes a thread, as words (THREADS, 4). Where they do not start on 16 bytes, up to 14 bytes before and after
+    are read with them.
+    """
+    if ALIGNED:
+        words = tl.arange(0, THREADS)[:, None] * 4 + tl.arange(0, 4)[None, :]
+        return tl.load(ptr.to(tl.pointer_type(tl.int32)) + words, mask=present, other=0)
+    else:
+        address = ptr.to(tl.int64)
+        beyond = (address & 15).to(tl.int32)  # bytes
+        aligned = tl.multiple_of((address - beyond).to(tl.pointer_type(tl.int64)), 16)
+        halves = tl.arange(0, THREADS)[:, None] * 2 + tl.arange(0, 2)[None, :]
+        a, b = tl.split(tl.load(aligned + halves, mask=present, other=0))
+        c, d = tl.split(tl.load(aligned + 2 + halves, mask=present & (beyond > 0), other=0))
+        if beyond >= 8:
+            a, b, c = b, c, d
+        shift = (beyond % 8 * 8).to(tl.int64)
+        return _words_of_halves(_shifted(a, b, shift), _shifted(b, c, shift))
+
+
+@triton.jit
+def _shifted(low, high, shift):
+    """64 bits of 128, from `shift` on, which is less than 64."""
+    return (low.to(tl.uint64, bitcast=True) >> shift).to(tl.int64, bitcast=True) | ((high << 1) << (63 - shift))
+
+
+@triton.jit
+def _words_of_halves(first, second):
+    """(THREADS,) of 64 bits each as words (THREADS, 4)."""
+    halves = tl.join(first, second)
+    return tl.reshape(tl.join(halves.to(tl.int32), (halves >> 32).to(tl.int32)), (first.shape[0], 4))
+
+
+@triton.jit
+def _load_last_tile(row_ptr, start, V, THREADS: tl.constexpr, WIDTH: tl.constexpr, VECTORS: tl.constexpr):
+    """The words (THREADS, 4 * VECTORS) of a tile that the row may end in: from V on, -inf."""
+    columns = start + tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    first = _words(tl.load(row_ptr + columns, mask=columns < V, other=float("-inf")))
+    if VECTORS == 1:
+        return first
+    else:
+        columns += THREADS * WIDTH
+        second = _words(tl.load(row_ptr + columns, mask=columns < V, other=float("-inf")))
+        return tl.reshape(tl.join(first, second), (THREADS, 8))
+
+
+@triton.jit
+def _fold_tile(
+    words, first, tile, maximum, shift, exp_sum, error, best, best_tile, best_words, V,
+    exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED: tl.constexpr, dtype: tl.constexpr, THREADS: tl.constexpr,
+    WIDTH: tl.constexpr, VECTORS: tl.constexpr,
+):  # fmt: skip
+    """Online softmax: one more tile into the running values (THREADS,), each held by one thread, which keeps the words
+    (THREADS, 4 * VECTORS) with its best candidate.
+
+    `error` is what rounding has added to `exp_sum` (Kahan's summation): beside a peak, a hundred tiles may all round
+    the same way.
+    """
+    logits = _float32(words, dtype)
+    tile_maximum = tl.max(logits, 1)
+    maximum = tl.maximum(maximum, tile_maximum)
+    old_shift = shift
+    shift = product(maximum, LOG2E)
+    factor = _exp2(old_shift - shift)
+    scaled = product(exp_sum, factor)
+    addend = tl.sum(_exp2_of(logits, shift[:, None]), 1) - error * factor
+    exp_sum = scaled + addend
+    error = (exp_sum - scaled) - addend
+    if EXCLUDED:
+        TILE: tl.constexpr = THREADS * WIDTH * VECTORS
+        start = first + tile * TILE
+        if (
+            _is_inside(exclude_0, start, TILE)
+            | _is_inside(exclude_1, start, TILE)
+            | _is_inside(exclude_2, start, TILE)
+            | _is_inside(exclude_3, start, TILE)
+        ):
+            thread = start + tl.arange(0, THREADS)[:, None] * WIDTH
+            offsets = _offsets(THREADS, WIDTH, VECTORS)[None, :]
+            logits = tl.where((offsets == exclude_0 - thread) | (offsets == exclude_1 - thread), float("-inf"), logits)
+            logits = tl.where((offsets == exclude_2 - thread) | (offsets == exclude_3 - thread), float("-inf"), logits)
+            tile_maximum = tl.max(logits, 1)
+            words = _words(logits.to(dtype))
+    better = tile_maximum > best
+    best_tile = tl.where(better, tile, best_tile)
+    best_words = tl.where(better[:, None], words, best_words)
+    best = tl.maximum(best, tile_maximum)
+    return maximum, shift, exp_sum, error, best, best_tile, best_words
+
+
+@triton.jit
+def _load_logits(row_ptr, columns, V):
+    return tl.load(row_ptr + columns, mask=columns < V, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def _reread_share(
+    row_ptr, first, tiles, offs, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """`read_share` where fast arithmetic will not do: for NaN, infinities, and very large logits.
+
+    The candidate is the first NaN if there is one, else the first maximum: hardware maxima skip NaN and the
+    interpreter's propagate it, so nothing of the first pass is used.
+    """
+    first_nan = NO_TOKEN
+    maximum = float("-inf")
+    best = float("-inf")
+    best_token = NO_TOKEN
+    tile = 0
+    while tile < tiles:
+        columns = first + tile * TILE + offs
+        logits = _load_logits(row_ptr, columns, V)
+        candidate = _is_candidate(columns, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED)
+        is_nan = logits != logits
+        first_nan = tl.minimum(first_nan, _min(tl.where(candidate & is_nan, columns, NO_TOKEN)))
+        numbers = tl.where(is_nan, float("-inf"), logits)
+        maximum = tl.maximum(maximum, _max(numbers))
+        tile_best = _max(tl.where(candidate, numbers, float("-inf")))
+        token = _min(tl.where(candidate & (logits == tile_best), columns, NO_TOKEN))
+        if (tile_best > best) | (best_token == NO_TOKEN):
+            best = tile_best
+            best_token = token
+        tile += 1
+    if first_nan != NO_TOKEN:
+        best = float("nan")
+        best_token = first_nan
+
+    shift = finite_or_zero(maximum)
+    exp_sum = 0.0
+    tile = 0
+    while tile < tiles:
+        logits = _load_logits(row_ptr, first + tile * TILE + offs, V)
+        exp_sum += tl.sum(tl.sum(tl.exp(logits - shift), 1), 0)
+        tile += 1
+    return maximum, exp_sum, best, best_token
+
+
+@triton.jit
+def _max(tile):
+    return tl.max(tl.max(tile, 1), 0)
+
+
+@triton.jit
+def _min(tile):
+    return tl.min(tl.min(tile, 1), 0)
+
+
+@triton.jit
+def _words_of_minus_infinity(dtype: tl.constexpr, THREADS: tl.constexpr, VECTORS: tl.constexpr):
+    if dtype == tl.float32:
+        return tl.full((THREADS, 4 * VECTORS), 0xFF800000 - 2**32, tl.int32)
+    elif dtype == tl.bfloat16:
+        return tl.full((THREADS, 4 * VECTORS), 0xFF80FF80 - 2**32, tl.int32)
+    else:
+        return tl.full((THREADS, 4 * VECTORS), 0xFC00FC00 - 2**32, tl.int32)
+
+
+@triton.jit
+def count_whole_tiles(logits, ALIGNED: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """Of so many logits to the row's end: those that can be read by vectors, without touching what lies beyond it."""
+    if not ALIGNED:
+        logits -= WIDTH
+    return tl.maximum(logits, 0) // TILE
+
+
+@triton.jit
+def read_share(
+    row_ptr, first, tiles, early, is_first_tile, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED: tl.constexpr,
+    ALIGNED: tl.constexpr, THREADS: tl.constexpr, WIDTH: tl.constexpr, VECTORS: tl.constexpr,
+):  # fmt: skip
+    """Maximum and sum of exponentials of one share of a row, and its best candidate's logit and id.
+
+    `early` holds words that were read before it was known which share this is: its first tile's, or another's.
+    """
+    TILE: tl.constexpr = THREADS * WIDTH * VECTORS
+    dtype: tl.constexpr = row_ptr.dtype.element_ty
+    maximum = tl.full((THREADS,), LOWEST, tl.float32)
+    shift = maximum * LOG2E
+    exp_sum = tl.zeros((THREADS,), tl.float32)
+    error = tl.zeros((THREADS,), tl.float32)
+    best = tl.full((THREADS,), float("-inf"), tl.float32)
+    best_tile = tl.zeros((THREADS,), tl.int32)
+    best_words = _words_of_minus_infinity(dtype, THREADS, VECTORS)
+    whole_tiles = count_whole_tiles(V - first, ALIGNED, WIDTH, TILE)
+    whole_tiles = tl.minimum(whole_tiles, tiles)
+    ahead = early
+    if not is_first_tile:
+        ahead = load_tile(row_ptr, first, whole_tiles > 0, ALIGNED, THREADS, WIDTH, VECTORS)
+    for tile in tl.range(0, whole_tiles):
+        words = ahead
+        start = first + (tile + 1) * TILE
+        ahead = load_tile(row_ptr, start, tile + 1 < whole_tiles, ALIGNED, THREADS, WIDTH, VECTORS)
+        maximum, shift, exp_sum, error, best, best_tile, best_words = _fold_tile(
+            words, first, tile, maximum, shift, exp_sum, error, best, best_tile, best_words, V,
+            exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, dtype, THREADS, WIDTH, VECTORS,
+        )  # fmt: skip
+    tile = whole_tiles
+    while (tile < tiles) & (first + tile * TILE < V):
+        words = _load_last_tile(row_ptr, first + tile * TILE, V, THREADS, WIDTH, VECTORS)
+        maximum, shift, exp_sum, error, best, best_tile, best_words = _fold_tile(
+            words, first, tile, maximum, shift, exp_sum, error, best, best_tile, best_words, V,
+            exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, dtype, THREADS, WIDTH, VECTORS,
+        )  # fmt: skip
+        tile += 1
+
+    logits = _float32(best_words, dtype)
+    offset = tl.min(tl.where(logits == best[:, None], _offsets(THREADS, WIDTH, VECTORS)[None, :], TILE), 1)
+    column = first + best_tile * TILE + tl.arange(0, THREADS) * WIDTH + offset
+    key = tl.max(key_of(best, column), 0)
+    share_best = value_of(key)
+    share_token = index_of(key)
+    share_maximum = tl.max(maximum, 0) if EXCLUDED else tl.maximum(share_best, LOWEST)
+    share_shift = product(share_maximum, LOG2E)
+    share_sum = tl.sum(exp_sum * _exp2(shift - share_shift), 0)
+    # From a sum over 2 ** (logits * LOG2E - shift) to one over exp(logits - maximum): shift was rounded, by so little
+    # that 2 ** -rounding is 1 - rounding * ln(2).
+    share_sum *= 1.0 - _scaled_difference(share_maximum, share_shift) * LN2
+    nothing = share_best == float("-inf")
+    extreme = (tl.abs(share_maximum) > MAX_SCALED_LOGIT) & ~nothing
+    share_maximum = tl.where(nothing, float("-inf"), share_maximum)
+    if EXCLUDED:  # a vector may hold nothing but excluded ids, which shows where all candidates are -inf
+        extreme = extreme | nothing
+    if (share_sum != share_sum) | extreme:
+        offs = tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+        share_maximum, share_sum, share_best, share_token = _reread_share(
+            row_ptr, first, tiles * VECTORS, offs, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED,
+            THREADS * WIDTH,
+        )  # fmt: skip
+    return share_maximum, share_sum, share_best, share_token
