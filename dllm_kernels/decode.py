@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dllm_kernels.post_process import MAX_EXCLUDE_IDS, as_int, as_ints, dllm_post_process_fused
+from dllm_kernels.checks import MAX_EXCLUDE_IDS, as_int, as_ints
+from dllm_kernels.post_process import dllm_post_process_fused
 
 Model = Callable[[Tensor], Tensor]
 

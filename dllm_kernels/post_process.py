@@ -1,35 +1,34 @@
-"""The public operation: its contract, the checks at its door, and the choice of a backend.
+"""The public operation: its contract and the choice of a backend.
 
 One decoding step of a diffusion language model's block: softmax, argmax, threshold, token update and fallback.
-Every check happens here, before anything is launched or written; the backends trust their arguments.
+Every check (`checks`) comes before anything is launched or written; the backends trust their arguments.
 """
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Sequence
-from functools import cache, lru_cache, partial
-from numbers import Real
+from functools import cache, partial
 from types import ModuleType
-from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from dllm_kernels import cpu, reference
+from dllm_kernels.checks import (
+    MAX_EXCLUDE_IDS,
+    OUTPUT_NAMES,
+    Outputs,
+    as_int,
+    check_exclude_ids,
+    check_layout,
+    check_mask_id,
+    check_outputs,
+    check_tensor,
+    check_threshold,
+)
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
 _BACKEND_OF = {"cuda": "triton", "cpu": "cpu"}  # a device's, by "auto"
-MAX_EXCLUDE_IDS = 4
-
-_OUTPUT_NAMES = ("confidence", "tokens", "accepted", "remaining")
-_LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_IDS_BOUNDS = {torch.int64: (-(2**63), 2**63 - 1), torch.int32: (-(2**31), 2**31 - 1)}
-
-
-# confidence, tokens, accepted, remaining
-Outputs = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def dllm_post_process_fused(
@@ -108,19 +107,19 @@ def dllm_post_process_fused(
     for name, tensor in (("logits", logits), ("input_ids", input_ids)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a tensor; got {type(tensor).__name__}")
-    kept = _check_layout(
+    kept = check_layout(
         logits.dtype, logits.shape, logits.stride(), logits.device,
         input_ids.dtype, input_ids.shape, input_ids.stride(), input_ids.device,
     )  # fmt: skip
     if prompt_mask is not None:
-        _check_tensor("prompt_mask", prompt_mask, torch.bool, input_ids.shape, logits.device)
-    mask_id = _check_mask_id(mask_id, input_ids)
-    threshold = _check_threshold(threshold, logits)
+        check_tensor("prompt_mask", prompt_mask, torch.bool, input_ids.shape, logits.device)
+    mask_id = check_mask_id(mask_id, input_ids)
+    threshold = check_threshold(threshold, logits)
     if type(exclude_ids) is not tuple or exclude_ids:
-        exclude_ids = _check_exclude_ids(exclude_ids, logits.shape[-1])
+        exclude_ids = check_exclude_ids(exclude_ids, logits.shape[-1])
     if confidence is not None or tokens is not None or accepted is not None or remaining is not None:
         inputs = {"input_ids": input_ids, "logits": logits, "prompt_mask": prompt_mask, "workspace": workspace}
-        _check_outputs(outputs, {**inputs, "threshold": threshold if isinstance(threshold, Tensor) else None}, logits)
+        check_outputs(outputs, {**inputs, "threshold": threshold if isinstance(threshold, Tensor) else None}, logits)
     backend = _choose_backend(backend, logits.device)
     if workspace is not None:
         _check_workspace(workspace, logits, backend)
@@ -166,9 +165,9 @@ def warmup(
     which options of `dllm_post_process_fused` will be present (`exclude_ids`: how many; `outputs`: the names of those
     that will be given). Returns when the kernel is loaded on `device` (default: the current CUDA device).
     """
-    unknown = sorted(set(outputs) - set(_OUTPUT_NAMES))
+    unknown = sorted(set(outputs) - set(OUTPUT_NAMES))
     if unknown:
-        raise ValueError(f"outputs: expected names among {', '.join(_OUTPUT_NAMES)}; got {', '.join(unknown)}")
+        raise ValueError(f"outputs: expected names among {', '.join(OUTPUT_NAMES)}; got {', '.join(unknown)}")
     if not 0 <= as_int("exclude_ids", exclude_ids) <= MAX_EXCLUDE_IDS:
         raise ValueError(f"exclude_ids: expected how many there will be, 0 to {MAX_EXCLUDE_IDS}; got {exclude_ids}")
     device = torch.device("cuda" if device is None else device)
@@ -255,156 +254,10 @@ def _choose_backend(backend: str, device: torch.device) -> str:
     return backend
 
 
-@lru_cache(maxsize=4096)
-def _check_layout(
-    dtype: torch.dtype,
-    shape: torch.Size,
-    strides: tuple[int, ...],
-    device: torch.device,
-    ids_dtype: torch.dtype,
-    ids_shape: torch.Size,
-    ids_strides: tuple[int, ...],
-    ids_device: torch.device,
-) -> dict[Any, Any]:
-    """Everything about logits and ids but their values: once a layout, because it takes longer than the launch.
-
-    Returns a dictionary in which the backend may keep what it works out for this layout.
-    """
-    if dtype not in _LOGITS_DTYPES:
-        raise TypeError(f"logits: expected float16, bfloat16 or float32; got {dtype}")
-    if ids_dtype not in _IDS_BOUNDS:
-        raise TypeError(f"input_ids: expected int64 or int32; got {ids_dtype}")
-    if len(shape) not in (2, 3):
-        raise ValueError(f"logits: expected shape (L, V) or (B, L, V); got {tuple(shape)}")
-    if shape[-1] == 0:
-        raise ValueError(f"logits: expected a vocabulary of at least one token; got shape {tuple(shape)}")
-    if ids_shape != shape[:-1]:
-        raise ValueError(
-            f"input_ids: expected shape {tuple(shape[:-1])}, that of logits without the vocabulary; "
-            f"got {tuple(ids_shape)}"
-        )
-    if ids_device != device:
-        raise ValueError(f"input_ids: expected device {device}, that of logits; got {ids_device}")
-    if strides[-1] != 1 and shape[-1] > 1:
-        raise ValueError(f"logits: expected a contiguous vocabulary (last stride 1); got strides {strides}")
-    if _overlaps_itself(ids_shape, ids_strides):
-        raise ValueError(
-            f"input_ids: expected elements that do not overlap in memory; got shape {tuple(ids_shape)} "
-            f"with strides {ids_strides}"
-        )
-    return {}
-
-
-def _check_tensor(
-    name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int], device: torch.device, contiguous: bool = False
-) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor; got {type(tensor).__name__}")
-    if tensor.dtype != dtype:
-        raise TypeError(f"{name}: expected dtype {dtype}; got {tensor.dtype}")
-    if tensor.shape != shape:
-        raise ValueError(f"{name}: expected shape {tuple(shape)}; got {tuple(tensor.shape)}")
-    if tensor.device != device:
-        raise ValueError(f"{name}: expected device {device}, that of logits; got {tensor.device}")
-    if contiguous and not tensor.is_contiguous():
-        raise ValueError(f"{name}: expected a contiguous tensor; got strides {tensor.stride()}")
-
-
-def _overlaps_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether two elements of a tensor of one or two dimensions share memory.
-
-    i*s + j*t repeats a value exactly if some step of (t/g, -s/g), with g = gcd(s, t), stays inside the shape.
-    """
-    dims = [(size, stride) for size, stride in zip(shape, strides, strict=True) if size > 1]
-    if len(dims) < 2 or 0 in shape:
-        return bool(dims) and dims[0][1] == 0
-    (rows, row_stride), (columns, column_stride) = dims
-    divisor = math.gcd(row_stride, column_stride)
-    return divisor == 0 or (column_stride // divisor < rows and row_stride // divisor < columns)
-
-
-def _check_mask_id(mask_id: int, input_ids: Tensor) -> int:
-    if type(mask_id) is not int:
-        mask_id = as_int("mask_id", mask_id)
-    low, high = _IDS_BOUNDS[input_ids.dtype]
-    if not low <= mask_id <= high:
-        raise ValueError(f"mask_id: expected a value of {input_ids.dtype}, the dtype of input_ids; got {mask_id}")
-    return mask_id
-
-
-def as_int(name: str, value: object) -> int:
-    """`value` as an int, or a TypeError that names the argument."""
-    if isinstance(value, (bool, Tensor)) or not isinstance(value, SupportsIndex) or hasattr(value, "__len__"):
-        raise TypeError(f"{name}: expected an integer; got {value!r}")
-    return operator.index(value)
-
-
-def as_ints(name: str, values: object) -> list[int]:
-    """`values` as a list of ints, or a TypeError that names the argument."""
-    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
-        raise TypeError(f"{name}: expected a sequence of integers, as a list or a tuple; got {values!r}")
-    return [as_int(name, value) for value in values]
-
-
-def _check_threshold(threshold: float | Tensor, logits: Tensor) -> float | Tensor:
-    if isinstance(threshold, Tensor):
-        blocks = logits.shape[0] if logits.dim() == 3 else 1
-        _check_tensor("threshold", threshold, torch.float32, (blocks,), logits.device)
-        return threshold
-    number: object = threshold
-    if type(number) is not float and (isinstance(number, bool) or not isinstance(number, Real)):
-        raise TypeError(f"threshold: expected a number or a float32 tensor; got {threshold!r}")
-    try:
-        value = float(number)
-    except OverflowError:
-        raise ValueError("threshold: expected a number that a float can hold; got one beyond 1e308") from None
-    if math.isnan(value):
-        raise ValueError("threshold: expected a number that can be compared with; got nan")
-    return value
-
-
-def _check_exclude_ids(exclude_ids: Sequence[int], vocab: int) -> list[int]:
-    """The excluded ids that lie inside the vocabulary."""
-    tokens = as_ints("exclude_ids", exclude_ids)
-    if len(tokens) > MAX_EXCLUDE_IDS:
-        raise ValueError(f"exclude_ids: expected at most {MAX_EXCLUDE_IDS} ids; got {len(tokens)}: {tokens}")
-    inside = sorted({token for token in tokens if 0 <= token < vocab})
-    if len(inside) == vocab:
-        raise ValueError(f"exclude_ids: expected to leave a token to choose from a vocabulary of {vocab}; got {tokens}")
-    return inside
-
-
-def _check_outputs(outputs: Outputs, inputs: dict[str, Tensor | None], logits: Tensor) -> None:
-    input_ids = inputs["input_ids"]
-    assert input_ids is not None
-    blocks = logits.shape[0] if logits.dim() == 3 else 1
-    dtypes = (torch.float32, input_ids.dtype, torch.bool, torch.int32)
-    shapes = (input_ids.shape, input_ids.shape, input_ids.shape, (blocks,))
-    extents = [(name, *_memory_extent(tensor)) for name, tensor in inputs.items() if isinstance(tensor, Tensor)]
-    for name, output, dtype, shape in zip(_OUTPUT_NAMES, outputs, dtypes, shapes, strict=True):
-        if output is None:
-            continue
-        _check_tensor(name, output, dtype, shape, logits.device, contiguous=True)
-        start, end = _memory_extent(output)
-        for other, other_start, other_end in extents:
-            if start < other_end and other_start < end:
-                raise ValueError(f"{name}: expected memory of its own; it overlaps {other}")
-        extents.append((name, start, end))
-
-
-def _memory_extent(tensor: Tensor) -> tuple[int, int]:
-    """First byte and the one after the last of a tensor's elements."""
-    start = tensor.data_ptr()
-    if tensor.numel() == 0:
-        return start, start
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (last + 1) * tensor.element_size()
-
-
 def _check_workspace(workspace: Tensor, logits: Tensor, backend: str) -> None:
     if not isinstance(workspace, Tensor):
         raise TypeError(f"workspace: expected a tensor; got {type(workspace).__name__}")
-    _check_tensor("workspace", workspace, torch.int32, (workspace.numel(),), logits.device, contiguous=True)
+    check_tensor("workspace", workspace, torch.int32, (workspace.numel(),), logits.device, contiguous=True)
     if backend == "triton" and workspace.numel() < workspace_size(logits):
         raise ValueError(
             f"workspace: expected at least {workspace_size(logits)} elements for logits of shape "

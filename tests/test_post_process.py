@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from unittest import mock
@@ -12,10 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_kernels import cpu, dllm_post_process_fused, dllm_post_process_reference, gpu
+from dllm_kernels import checks, cpu, dllm_post_process_fused, dllm_post_process_reference, gpu
 from tests.calls import ALL_OUTPUTS, BACKENDS, DEVICE, HAS_GPU, Case, call, check, make_case
 
-post_process = importlib.import_module("dllm_kernels.post_process")
 INF, NAN = math.inf, math.nan
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 VOCABS = [1, 2, 3, 1000, 1025, 30522, 50257, 126464, 128000, 157184]
@@ -61,9 +59,9 @@ def test_many_short_blocks(backend, device):
 
 def test_more_blocks_than_a_launch_holds(monkeypatch):
     monkeypatch.setattr(gpu, "MAX_BLOCKS", 3)
-    post_process._check_layout.cache_clear()
+    checks.check_layout.cache_clear()
     check(make_case(8, 3, 900, threshold=0.5, seed=9), "triton", DEVICE)
-    post_process._check_layout.cache_clear()
+    checks.check_layout.cache_clear()
 
 
 @each_backend
@@ -251,10 +249,10 @@ def test_a_long_share_adds_up_exactly(dtype):
     logits[0, 0, 5] = 0.0
     case = Case(logits.to(dtype), torch.tensor([[-1]]), -1, threshold=0.5)
     config = gpu.CONFIGS[-1]._replace(max_splits=1)
-    post_process._check_layout.cache_clear()
+    checks.check_layout.cache_clear()
     with mock.patch.object(gpu, "CONFIGS", (config,)):
         check(case, "triton", DEVICE)
-    post_process._check_layout.cache_clear()
+    checks.check_layout.cache_clear()
 
 
 @each_dtype
