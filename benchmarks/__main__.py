@@ -28,6 +28,7 @@ from benchmarks import (
     results,
     selftest,
     session,
+    verification,
     workloads,
 )
 from benchmarks.measure import sides
@@ -166,11 +167,11 @@ def _report(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     run = results.load(results.Run, options.record)
-    judgement, differences = gate.verify(run)
+    judgement, differences = verification.verify(run)
     if differences:
         raise ValueError(f"{options.record}: its samples do not give its verdicts:\n" + "\n".join(differences))
     print(f"{options.record}: all {len(judgement.verdicts)} verdicts follow from its samples.")
-    for difference in gate.judged_otherwise(run, session.case_of(run)):
+    for difference in verification.judged_otherwise(run, session.case_of(run)):
         print(f"It was judged by another {difference}")
     print(report.headline(run, judgement))
     return judgement.status.value
@@ -262,7 +263,7 @@ def _measure_and_judge(
         seed=options.seed,
         keep=lambda run: results.save(run, options.output),
     )
-    run = gate.with_verdicts(run, _case(run, options), judgement)
+    run = verification.with_verdicts(run, _case(run, options), judgement)
     results.save(run, options.output)
     return run, judgement
 
@@ -296,7 +297,8 @@ def _case(run: results.Run, options: argparse.Namespace, asked: Sequence[str] | 
         "cuda": {**case.policy.slowdowns["cuda"], "device_us": options.max_slowdown / 100},
     }
     case = dataclasses.replace(case, policy=dataclasses.replace(case.policy, slowdowns=slowdowns))
-    gate.refuse_what_noise_forbids(run, case)
+    if case.noise is not None:
+        policy.refuse_what_noise_forbids(run, case.policy, case.noise)
     return case
 
 

@@ -13,23 +13,12 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 from benchmarks import stats
 from benchmarks.machine_code import WHAT
 from benchmarks.noise import ALONE, pair_name
 from benchmarks.policy import CLOCKS, Policy, slowdown_tolerance
-from benchmarks.results import (
-    AcceptedSlowdown,
-    Baseline,
-    BaselineEntry,
-    Noise,
-    NoiseRecord,
-    Run,
-    Series,
-    Strict,
-    decoded,
-)
+from benchmarks.results import AcceptedSlowdown, Baseline, BaselineEntry, Noise, NoiseRecord, Run, Series, Strict
 from benchmarks.workloads import WORKLOADS
 
 COUNTED = {"launches": "launches", "synchronizations": "waits of the host", "allocations": "allocations on the device"}
@@ -90,13 +79,6 @@ class Case(Strict):
     noise: NoiseRecord | None = None
     accepted: tuple[AcceptedSlowdown, ...] = ()
     expected: tuple[str, ...] | None = None  # workloads of a whole run; by default the baseline's
-
-
-@dataclass(frozen=True)
-class _Judged(Case):
-    """A case and the verdicts in it, as records keep them."""
-
-    verdicts: tuple[dict[str, Any], ...] = ()
 
 
 def judge(run: Run, case: Case) -> Judgement:
@@ -394,77 +376,3 @@ def _medians(run: Run, clock: str) -> str:
 def comparison(judgement: Judgement) -> Judgement:
     """The verdicts on head beside base alone."""
     return Judgement(tuple(v for v in judgement.verdicts if v.question == "slowdown"), judgement.notes)
-
-
-def refuse_what_noise_forbids(run: Run, case: Case) -> None:
-    """An error where a tolerance asked for by hand is smaller than the noise of this device lets anybody see.
-
-    Raises:
-        ValueError: with the workload, and the tolerance that would be allowed.
-    """
-    processes = max(len({check.process for check in run.checks}), 1)
-    for one in run.series:
-        noise = case.noise.of(one.workload, one.clock, pair_name(one)) if case.noise else None
-        if (
-            noise is None
-            or one.beside != "base fused"
-            or one.clock not in case.policy.floors[run.environment.device_type]
-        ):
-            continue
-        wanted = case.policy.slowdowns[run.environment.device_type][one.clock]
-        least = stats.least_tolerance(noise, processes, case.policy.look_error(), case.policy.power)
-        if one.clock == "device_us" and wanted < least:
-            raise ValueError(
-                f"--max-slowdown: expected at least {100 * least:.2g} for {one.workload}, what the noise of "
-                f"{run.environment.device} lets {processes} processes tell apart; got {100 * wanted:g}"
-            )
-
-
-def with_verdicts(run: Run, case: Case, judgement: Judgement) -> Run:
-    """The record with what it was judged by and how: `verify` derives the verdicts again from it alone."""
-    judged = {**dataclasses.asdict(case), "verdicts": [_plain(verdict) for verdict in judgement.verdicts]}
-    return dataclasses.replace(run, judged=judged)
-
-
-def verify(run: Run) -> tuple[Judgement, list[str]]:
-    """Judge a record again by what it was judged by; the verdicts, and where they differ from the recorded ones.
-
-    Raises:
-        ValueError: the record holds no verdicts, or not what they were judged by.
-    """
-    if run.judged is None:
-        raise ValueError("record: it holds no verdicts to verify")
-    judged = decoded(_Judged, run.judged)
-    judgement = judge(run, judged)
-    derived = [_plain(verdict) for verdict in judgement.verdicts]
-    differences = [
-        f"verdict {number}: recorded {old}; derived {new}"
-        for number, (old, new) in enumerate(zip(judged.verdicts, derived, strict=False), 1)
-        if old != new
-    ]
-    if len(judged.verdicts) != len(derived):
-        differences.append(f"{len(judged.verdicts)} verdicts recorded, {len(derived)} derived")
-    return judgement, differences
-
-
-def _plain(verdict: Verdict) -> dict[str, Any]:
-    return {**dataclasses.asdict(verdict), "status": verdict.status.name}
-
-
-def judged_otherwise(run: Run, case: Case) -> list[str]:
-    """In what the recorded case differs from `case`, in words, an item each."""
-    assert run.judged is not None
-    judged = decoded(_Judged, run.judged)
-    differences = []
-    for name in [one.name for one in dataclasses.fields(Policy)]:
-        old, new = getattr(judged.policy, name), getattr(case.policy, name)
-        if old != new:
-            differences.append(f"policy than this repository's: {name} {old}; here {new}")
-    for name in ("baseline", "noise"):
-        old, new = getattr(judged, name), getattr(case, name)
-        if old != new:
-            was, here = (f"of {one.created}" if one else "none" for one in (old, new))
-            differences.append(f"{name} than this repository's: {was}; here {here}")
-    if judged.accepted != case.accepted:
-        differences.append(f"list of accepted slowdowns: {len(judged.accepted)}; here {len(case.accepted)}")
-    return differences

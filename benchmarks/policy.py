@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from benchmarks import stats
-from benchmarks.results import Noise, Series, Strict
+from benchmarks.noise import pair_name
+from benchmarks.results import Noise, NoiseRecord, Run, Series, Strict
 
 CLOCKS = {"cuda": {"device_us", "call_us"}, "cpu": {"call_us"}}  # that are judged
 
@@ -85,3 +86,23 @@ def baseline_tolerance(series: Sequence[Series], policy: Policy, noise: Noise | 
             f"{policy.loosest[clock]:.0%} is the most: measure in more processes, or on a calmer machine (`doctor`)"
         )
     return tolerance
+
+
+def refuse_what_noise_forbids(run: Run, policy: Policy, noise: NoiseRecord) -> None:
+    """An error where the slowdown of device time that was asked for is smaller than the noise lets anybody see.
+
+    Raises:
+        ValueError: with the workload, and the tolerance that would be allowed.
+    """
+    processes = len({check.process for check in run.checks})
+    wanted = policy.slowdowns[run.environment.device_type]["device_us"]
+    for one in run.series:
+        known = noise.of(one.workload, one.clock, pair_name(one))
+        if known is None or (one.clock, one.beside) != ("device_us", "base fused"):
+            continue
+        least = stats.least_tolerance(known, processes, policy.look_error(), policy.power)
+        if wanted < least:
+            raise ValueError(
+                f"--max-slowdown: expected at least {100 * least:.2g} for {one.workload}, what the noise of "
+                f"{run.environment.device} lets {processes} processes tell apart; got {100 * wanted:g}"
+            )

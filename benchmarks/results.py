@@ -147,7 +147,7 @@ class Run(Record):
     blocks: tuple[Block, ...]
     counts: dict[str, dict[str, dict[str, int]]]  # of one fused call, by side ("head", "base") and workload
     seconds: NonNegativeFloat | None  # for which the device was ours; None where that was not noted
-    judged: dict[str, Any] | None = None  # what it was judged by, and the verdicts: see `gate.with_verdicts`
+    judged: dict[str, Any] | None = None  # what it was judged by, and the verdicts: see `verification`
 
     def __post_init__(self) -> None:
         datetime.datetime.fromisoformat(self.created)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.results import Check, Environment, Noise, NoiseRecord, Run, Series, State
+import dataclasses
+
+from benchmarks.results import Baseline, BaselineEntry, Check, Environment, Noise, NoiseRecord, Run, Series, State
 
 NAME = "1x32x128000-fp16-100"
 OTHER = "1x32x157184-bf16-100"
@@ -80,3 +82,24 @@ def make_noise(device: float = 0.003, call: float = 0.015, workload: str = NAME)
         for clock, deviation in (("device_us", device), ("call_us", call))
     }
     return NoiseRecord(GPU.device, "2026-11-23", "a" * 40, {workload: clocks})
+
+
+SPREAD = (0.998, 0.999, 1.001, 1.002)
+
+
+def make_compared(device=1.0, call=1.0, **more):
+    """A run beside a base, by how much head takes longer."""
+    slowdowns = {
+        (NAME, "device_us"): [device * s for s in SPREAD],
+        (NAME, "call_us"): [call * s for s in SPREAD],
+    }
+    return make_run(steady(), slowdowns=slowdowns, **more)
+
+
+def make_baseline(device=15.0, call=4.0, **changes):
+    """Speedups of one workload; fused took 10 us on either clock."""
+    entries = {
+        NAME: {"device_us": BaselineEntry(device, 10.0, 150.0, 0.05), "call_us": BaselineEntry(call, 10.0, 40.0, 0.2)}
+    }
+    fields = Baseline(GPU.device, "2026-11-01", "c" * 40, "first", GPU.torch, GPU.triton, GPU.driver, entries)
+    return dataclasses.replace(fields, **changes)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import gate, history, measure, results, session
+from benchmarks import gate, history, measure, results, session, verification
 from benchmarks.policy import Policy
 from benchmarks.workloads import WORKLOADS
 from tests.records import GPU, NAME, make_noise, make_run, steady
@@ -135,7 +135,7 @@ def test_bench_refuses_an_unknown_workload(capsys):
 def test_verify_exits_with_the_verdict_and_refuses_other_samples(record, tmp_path, capsys):
     run = _whole()
     case = gate.Case()
-    path = record(gate.with_verdicts(run, case, gate.judge(run, case)))
+    path = record(verification.with_verdicts(run, case, gate.judge(run, case)))
     assert cli.main(["verify", path]) == 0
     assert "follow from its samples" in capsys.readouterr().out
     fields = json.loads(Path(path).read_text())
@@ -222,7 +222,7 @@ def test_verify_refuses_what_nothing_can_be_judged_by(record, judged, message, c
 def test_verify_tells_what_else_the_record_was_judged_by(record, capsys):
     run = _whole()
     case = gate.Case(dataclasses.replace(Policy(), error=0.5))
-    assert cli.main(["verify", record(gate.with_verdicts(run, case, gate.judge(run, case)))]) == 0
+    assert cli.main(["verify", record(verification.with_verdicts(run, case, gate.judge(run, case)))]) == 0
     assert "It was judged by another policy than this repository's: error 0.5; here 0.05" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""The kernel-level benchmark: names of workloads, what is measured and refused, its record, table and picture."""
+"""The kernel-level benchmark: what is measured and refused, its record, table and picture."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from benchmarks import implementations, limits, results, table, workloads
 from benchmarks.implementations import BLOCK_BY_BLOCK, Implementation
 from benchmarks.measure import table as measuring
 from benchmarks.results import Absence, Block, GpuState, KernelTable, Times
-from benchmarks.workloads import WORKLOADS, Workload, parse
+from benchmarks.workloads import parse
 from tests.conftest import HAS_GPU
 from tests.records import GPU
 
@@ -73,46 +72,6 @@ def peers(tmp_path):
 
 def run(*arguments, workload=SMALL):
     return cli.main(["--workload", workload, *map(str, arguments)])
-
-
-# Names
-
-
-@pytest.mark.parametrize("name", ["2x16x32000-bf16-50", "1x1x1-fp32-1-warm", "128x32x157184-fp16-100", *WORKLOADS])
-def test_a_name_is_read_as_it_is_written(name):
-    assert parse(name).name == name
-    assert parse(name) == WORKLOADS.get(name, parse(name))
-
-
-def test_a_name_says_what_it_is_of():
-    assert parse("2x16x32000-bf16-50-warm") == Workload(2, 16, 32000, "bf16", 50, warm=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("", "expected blocks x positions x vocabulary"),
-        ("2x16x32000", "got '2x16x32000'"),
-        ("2x16-bf16-50", "expected blocks x positions x vocabulary"),
-        ("0x16x32000-bf16-50", "expected blocks x positions x vocabulary"),
-        ("02x16x32000-bf16-50", "expected blocks x positions x vocabulary"),
-        ("2x16x32000-bf16-50-cold", "expected blocks x positions x vocabulary"),
-        ("2x16x32000-bf16--5", "expected blocks x positions x vocabulary"),
-        ("2x16x32000-int8-50", "expected logits of fp16, bf16, fp32; got 'int8'"),
-        ("2x16x32000-bf16-0", "expected 1 to 100 percent of positions masked; got 0"),
-        ("2x16x32000-bf16-101", "expected 1 to 100 percent of positions masked; got 101"),
-    ],
-)
-def test_a_name_that_is_none_is_refused_with_the_reason(name, message):
-    with pytest.raises(ValueError, match=message):
-        parse(name)
-
-
-def test_warm_twins_are_of_what_fits_the_cache_and_there_once():
-    small, large = parse(SMALL), parse(COLD)
-    warm = parse(f"{SMALL}-warm")
-    assert workloads.with_warm([small, large, warm], small.logits_bytes) == [small, warm, large]
-    assert workloads.with_warm([small, large], 0) == [small, large]
 
 
 # What is measured
@@ -201,62 +160,7 @@ def test_inputs_that_do_not_fit_are_named(monkeypatch, capsys):
     assert "the inputs: FAILED, not timed: OutOfMemoryError: no room" in capsys.readouterr().out
 
 
-def _others(monkeypatch):
-    """All that may be present, with what they are made of replaced by what is there."""
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setitem(
-        sys.modules, "flashinfer", SimpleNamespace(sampling=SimpleNamespace(softmax=lambda rows: rows.softmax(-1)))
-    )
-    return [
-        implementations.block_by_block,
-        implementations.compiled_formula(),
-        implementations.flashinfer_softmax,
-    ]
-
-
-@pytest.mark.parametrize("threshold", [0.95, 0.2, 1.0])
-def test_the_others_do_the_same_step(monkeypatch, threshold):
-    (logits,), prepared = workloads.make_inputs(Workload(8, 4, 300, "fp32", 50), "cpu", seed=3)
-    prepared[0] = 7  # a block without masks
-    expected = prepared.clone()
-    dllm_kernels.dllm_post_process_reference(logits, expected, 300, threshold)
-    for step in _others(monkeypatch):
-        ids = prepared.clone()
-        step(logits, ids, 300, threshold)
-        assert ids.equal(expected)
-
-
-# Limits
-
-
-def test_torchs_readers_read_the_masked_rows():
-    logits = torch.randn(2, 4, 1000)
-    found = limits.readers(3, logits)
-    assert torch.equal(found["torch.amax"](logits, None, 0, 0.5), logits[:, :3].amax(-1))
-    torch.testing.assert_close(found["torch.sum"](logits, None, 0, 0.5), logits[:, :3].sum(-1))
-
-
-def test_the_floors_kernels_find_the_maxima():
-    """In a process of its own: the interpreter has to be asked for before Triton is imported."""
-    program = """
-import torch
-from benchmarks import limits
-for dtype in (torch.bfloat16, torch.float32):
-    for vocab in (5000, 2049, 40):
-        logits = torch.randn(2, 4, vocab).to(dtype)
-        logits[:, 1] = torch.arange(vocab)  # the largest comes last
-        expected = logits[:, :3].float().amax(-1)
-        found = limits.maxima_kernels(3, logits)
-        assert len(found) == 30, len(found)
-        for name, read in list(found.items())[::4]:
-            maxima = read(logits, None, 0, 0.5)
-            assert torch.equal(maxima.view(2, 3, -1).amax(-1), expected), (dtype, vocab, name)
-"""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+# Graphs
 
 
 class _OnAGpu:

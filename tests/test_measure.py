@@ -1,12 +1,10 @@
-"""Measuring: what a worker emits, that wrong results are caught before timing, and how GPU time is summed up."""
+"""Measuring: what a worker emits, that wrong results are caught before timing, and that workers end."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +14,8 @@ import torch
 
 import dllm_kernels
 from benchmarks import measure, results, workloads
-from benchmarks.measure import machine, sides
-from benchmarks.measure.bench import Bench, device_us_of_ranges
+from benchmarks.measure import sides
+from benchmarks.measure.bench import Bench
 from benchmarks.results import GpuState, State
 from benchmarks.workloads import Workload
 from tests.records import CPU
@@ -276,15 +274,6 @@ def test_a_graph_replays_checked_calls_and_a_call_that_waits_is_left_out(tiny, m
         bench.begin("graph_us")
 
 
-def test_two_runs_take_different_processors(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4, 5}, raising=False)
-    with machine.cores(2) as first, machine.cores(2) as second, machine.cores(2) as third:
-        assert (first, second, third) == ([5, 4], [3, 3], [None, None])
-    with machine.cores(1) as again:
-        assert again == [5]
-
-
 class _Gpu:
     """States of a GPU, one after the other."""
 
@@ -310,38 +299,6 @@ def test_a_gpu_that_stays_throttled_gives_no_samples(tiny):
     conductor.measure_workload(TINY, {0: {"head": _InThisProcess()}})
     assert len(conductor.blocks) == 1 + measure.RETAKES
     assert conductor.series == []
-
-
-def test_two_runs_on_one_gpu_wait_for_each_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-    code = "from benchmarks.measure import machine\nwith machine.lock('x', print): print('mine')"
-    with machine.lock("x"):
-        environment = {**os.environ, "TMPDIR": str(tmp_path)}
-        other = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        assert other.stdout is not None
-        assert "waiting for it" in other.stdout.readline()
-        assert other.poll() is None
-    assert other.communicate(timeout=60)[0] == "mine\n"
-
-
-def test_waiting_for_a_processor_is_seen():
-    """Two busy threads on one processor: each waits for the other."""
-    if not hasattr(os, "sched_setaffinity"):
-        pytest.skip("the test pins processors, which this system cannot")
-    code = (
-        "import os, sys, time, threading; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "other = os.fork()\n"
-        "end = time.monotonic() + 0.5\n"
-        "while time.monotonic() < end: pass\n"
-        "if other:\n"
-        "    os.waitpid(other, 0)\n"
-        "    from benchmarks.measure.machine import waited_ns\n"
-        "    print(waited_ns())\n"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert int(printed) > 50e6
 
 
 def test_fresh_processes_make_a_record(tmp_path):
@@ -438,40 +395,6 @@ def test_a_commit_is_measured_without_touching_the_checkout():
     assert not folder.exists()
     with pytest.raises(ValueError, match="nowhere: expected a commit of this repository"), sides.commit("nowhere"):
         pass
-
-
-def _event(name, start, duration, *, gpu):
-    from torch._C._autograd import DeviceType
-
-    return SimpleNamespace(
-        name=lambda: name,
-        start_ns=lambda: start,
-        duration_ns=lambda: duration,
-        device_type=lambda: DeviceType.CUDA if gpu else DeviceType.CPU,
-    )
-
-
-def test_gpu_time_is_that_of_the_range_it_falls_into():
-    events = [
-        _event("sample 0", 1000, 500, gpu=False),
-        _event("sample 1", 2000, 500, gpu=False),
-        _event("cudaLaunchKernel", 1010, 10, gpu=False),
-        _event("kernel", 1100, 50, gpu=True),
-        _event("kernel", 1200, 30, gpu=True),
-        _event("prepare ids", 1800, 999, gpu=True),
-        _event("sample 1", 2000, 400, gpu=True),
-        _event("Memcpy", 2100, 70, gpu=True),
-    ]
-    assert device_us_of_ranges(events, "sample ", 2) == [0.08, 0.07]
-    with pytest.raises(RuntimeError, match="no GPU activity for 1 of 3 calls"):
-        device_us_of_ranges(events, "sample ", 3)
-
-
-def test_commit_of_a_checkout_and_of_none(tmp_path, monkeypatch):
-    monkeypatch.delenv("DLLM_KERNELS_COMMIT", raising=False)
-    assert machine.commit_of(tmp_path) == (None, True)
-    monkeypatch.setenv("DLLM_KERNELS_COMMIT", "abc")
-    assert machine.commit_of(tmp_path) == ("abc", False)
 
 
 def test_a_record_tells_its_command_and_no_path_of_the_machine():

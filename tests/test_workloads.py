@@ -1,4 +1,4 @@
-"""The named workloads: names, selection, and inputs that are seeded, as masked as they say, and realistic."""
+"""Workloads: names, selection, and inputs that are seeded, as masked as they say, and realistic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import workloads
-from benchmarks.workloads import QUICK, WORKLOADS, Workload, make_inputs
+from benchmarks.workloads import QUICK, WORKLOADS, Workload, make_inputs, parse
 
 SMALL = Workload(3, 32, 2000, "bf16", 50)
 
@@ -57,3 +57,40 @@ def test_at_least_one_position_is_masked():
 def test_bytes_are_those_of_the_masked_rows():
     assert SMALL.bytes_read == 3 * 16 * 2000 * 2
     assert WORKLOADS["1x32x157184-fp32-100"].bytes_read == 32 * 157184 * 4
+
+
+@pytest.mark.parametrize("name", ["2x16x32000-bf16-50", "1x1x1-fp32-1-warm", "128x32x157184-fp16-100", *WORKLOADS])
+def test_a_name_is_read_as_it_is_written(name):
+    assert parse(name).name == name
+    assert parse(name) == WORKLOADS.get(name, parse(name))
+
+
+def test_a_name_says_what_it_is_of():
+    assert parse("2x16x32000-bf16-50-warm") == Workload(2, 16, 32000, "bf16", 50, warm=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "expected blocks x positions x vocabulary"),
+        ("2x16x32000", "got '2x16x32000'"),
+        ("2x16-bf16-50", "expected blocks x positions x vocabulary"),
+        ("0x16x32000-bf16-50", "expected blocks x positions x vocabulary"),
+        ("02x16x32000-bf16-50", "expected blocks x positions x vocabulary"),
+        ("2x16x32000-bf16-50-cold", "expected blocks x positions x vocabulary"),
+        ("2x16x32000-bf16--5", "expected blocks x positions x vocabulary"),
+        ("2x16x32000-int8-50", "expected logits of fp16, bf16, fp32; got 'int8'"),
+        ("2x16x32000-bf16-0", "expected 1 to 100 percent of positions masked; got 0"),
+        ("2x16x32000-bf16-101", "expected 1 to 100 percent of positions masked; got 101"),
+    ],
+)
+def test_a_name_that_is_none_is_refused_with_the_reason(name, message):
+    with pytest.raises(ValueError, match=message):
+        parse(name)
+
+
+def test_warm_twins_are_of_what_fits_the_cache_and_there_once():
+    small, large = parse("2x4x1500-fp32-50"), parse("1x32x157184-bf16-100")
+    warm = parse(f"{small.name}-warm")
+    assert workloads.with_warm([small, large, warm], small.logits_bytes) == [small, warm, large]
+    assert workloads.with_warm([small, large], 0) == [small, large]

@@ -14,13 +14,13 @@ import hashlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import machine_code, workloads
 from benchmarks.measure import machine
+from benchmarks.measure.cupti import device_us_of_ranges, inside, launched_kernels, profiler, watch_loaded_kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,8 +55,8 @@ def start(package_folder: Path | None) -> dict[str, Any]:
 
     gc.disable()  # a collection inside a sample would be part of it; `Bench.begin` collects
     if torch.cuda.is_available():
-        _watch_loaded_kernels()
-        with _profiler():  # CUPTI takes a second to start, once
+        watch_loaded_kernels()
+        with profiler():  # CUPTI takes a second to start, once
             torch.ones(1, device="cuda")
     gc.collect()
     gc.freeze()  # what was imported is not looked through again at each collection: that takes 0.15 s
@@ -185,7 +185,7 @@ class Bench:
             os.sched_setaffinity(0, {core})
         self.samples = 0
         if clock == "device_us":
-            self.profile = _profiler()
+            self.profile = profiler()
             self.profile.__enter__()
         elif clock == "graph_us":
             self.replay_us = []
@@ -245,13 +245,13 @@ class Bench:
             return {}
         self._prepare()
         before = torch.cuda.memory_stats().get("allocation.all.allocated", 0)
-        with _launched_kernels() as kernels:
+        with launched_kernels() as kernels:
             self._call("fused", self._next_logits())
         allocations = torch.cuda.memory_stats().get("allocation.all.allocated", 0) - before
         events = self._events_of_a_call("fused")
-        waits = [name for name in _inside(events, "call", gpu=False) if name.startswith(SYNCHRONIZATIONS)]
+        waits = [name for name in inside(events, "call", gpu=False) if name.startswith(SYNCHRONIZATIONS)]
         counts = {
-            "launches": len(_inside(events, "sample 0", gpu=True)),
+            "launches": len(inside(events, "sample 0", gpu=True)),
             "synchronizations": len(waits),
             "allocations": allocations,
         }
@@ -263,12 +263,12 @@ class Bench:
         """What its call waits for the GPU by, which no stream that is captured permits; empty where it does not."""
         if self.device == "cpu":
             return ""
-        called = _inside(self._events_of_a_call(implementation), "call", gpu=False)
+        called = inside(self._events_of_a_call(implementation), "call", gpu=False)
         return next((name for name in called if "Synchronize" in name), "")
 
     def _events_of_a_call(self, implementation: str) -> Sequence[Any]:
         """Of the range "call", and of "sample 0", which ends when the GPU is done."""
-        with _profiler() as profile:
+        with profiler() as profile:
             self._prepare()
             with self.torch.profiler.record_function("sample 0"):
                 with self.torch.profiler.record_function("call"):
@@ -365,85 +365,3 @@ def _wrong_ids(ids: Tensor, expected_ids: Tensor, expected_p: Tensor) -> int:
     unsure = (expected_p - workloads.THRESHOLD).abs() <= 2e-6
     wrong = (ids != expected_ids) & ~unsure.any(dim=-1, keepdim=True)  # a block's fallback hangs on each row
     return int(wrong.sum())
-
-
-_loaded: dict[int, Path] = {}  # kernels' handles and machine code, as Triton loads them
-
-
-def _watch_loaded_kernels() -> None:
-    import triton
-
-    def note(_module: Any, function: int, _name: str, files: dict[str, str], _hash: str) -> None:
-        _loaded[function] = Path(next(path for name, path in files.items() if name.endswith(".cubin")))
-
-    triton.knobs.runtime.kernel_load_end_hook.add(note)
-
-
-@contextmanager
-def _launched_kernels() -> Iterator[list[Path]]:
-    """The machine code of the Triton kernels that are launched meanwhile and were loaded under `start`'s eyes."""
-    import triton
-
-    kernels: list[Path] = []
-
-    def note(launch: Any) -> None:
-        if code := _loaded.get(launch.get()["function"]):
-            kernels.append(code)
-
-    triton.knobs.runtime.launch_enter_hook.add(note)
-    try:
-        yield kernels
-    finally:
-        triton.knobs.runtime.launch_enter_hook.remove(note)
-
-
-def _profiler() -> Any:
-    """PyTorch's, for its raw events alone: building its table of functions would take seconds a block."""
-    import torch
-
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    return torch.profiler.profile(activities=activities, acc_events=False)
-
-
-def device_us_of_ranges(events: Sequence[Any], prefix: str, count: int) -> list[float]:
-    """Microseconds of GPU activity inside each named host range `prefix` + number, from Kineto's events.
-
-    Raises:
-        RuntimeError: a range is missing or holds no GPU activity.
-    """
-    from torch._C._autograd import DeviceType
-
-    starts, ends, activity = [0] * count, [0] * count, []
-    for event in events:
-        name = event.name()
-        if event.device_type() == DeviceType.CPU:
-            if name.startswith(prefix):
-                index = int(name.removeprefix(prefix))
-                starts[index], ends[index] = event.start_ns(), event.start_ns() + event.duration_ns()
-        elif not name.startswith(prefix):  # GPU copies of the ranges themselves
-            activity.append((event.start_ns(), event.duration_ns()))
-    busy_ns = [0] * count
-    index = 0
-    for start, duration in sorted(activity):
-        while index < count and ends[index] <= start:
-            index += 1
-        if index < count and starts[index] <= start:
-            busy_ns[index] += duration
-    if not all(busy_ns):
-        raise RuntimeError(f"CUPTI reported no GPU activity for {busy_ns.count(0)} of {count} calls")
-    return [ns / 1e3 for ns in busy_ns]
-
-
-def _inside(events: Sequence[Any], named: str, *, gpu: bool) -> list[str]:
-    """Names of what happened on the GPU, or on the host, inside a named host range."""
-    from torch._C._autograd import DeviceType
-
-    (outer,) = (e for e in events if e.name() == named and e.device_type() == DeviceType.CPU)
-    start, end = outer.start_ns(), outer.start_ns() + outer.duration_ns()
-    return [
-        event.name()
-        for event in events
-        if (event.device_type() != DeviceType.CPU) is gpu
-        and start <= event.start_ns() < end
-        and not event.name().startswith(("sample", "call"))
-    ]

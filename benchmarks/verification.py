@@ -1,0 +1,68 @@
+"""A record keeps what it was judged by, so that anybody can derive its verdicts again. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.gate import Case, Judgement, Verdict, judge
+from benchmarks.policy import Policy
+from benchmarks.results import Run, decoded
+
+
+@dataclass(frozen=True)
+class _Judged(Case):
+    """A case and the verdicts in it, as records keep them."""
+
+    verdicts: tuple[dict[str, Any], ...] = ()
+
+
+def with_verdicts(run: Run, case: Case, judgement: Judgement) -> Run:
+    """The record with what it was judged by and how: `verify` derives the verdicts again from it alone."""
+    judged = {**dataclasses.asdict(case), "verdicts": [_plain(verdict) for verdict in judgement.verdicts]}
+    return dataclasses.replace(run, judged=judged)
+
+
+def verify(run: Run) -> tuple[Judgement, list[str]]:
+    """Judge a record again by what it was judged by; the verdicts, and where they differ from the recorded ones.
+
+    Raises:
+        ValueError: the record holds no verdicts, or not what they were judged by.
+    """
+    if run.judged is None:
+        raise ValueError("record: it holds no verdicts to verify")
+    judged = decoded(_Judged, run.judged)
+    judgement = judge(run, judged)
+    derived = [_plain(verdict) for verdict in judgement.verdicts]
+    differences = [
+        f"verdict {number}: recorded {old}; derived {new}"
+        for number, (old, new) in enumerate(zip(judged.verdicts, derived, strict=False), 1)
+        if old != new
+    ]
+    if len(judged.verdicts) != len(derived):
+        differences.append(f"{len(judged.verdicts)} verdicts recorded, {len(derived)} derived")
+    return judgement, differences
+
+
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    return {**dataclasses.asdict(verdict), "status": verdict.status.name}
+
+
+def judged_otherwise(run: Run, case: Case) -> list[str]:
+    """In what the recorded case differs from `case`, in words, an item each."""
+    assert run.judged is not None
+    judged = decoded(_Judged, run.judged)
+    differences = []
+    for name in [one.name for one in dataclasses.fields(Policy)]:
+        old, new = getattr(judged.policy, name), getattr(case.policy, name)
+        if old != new:
+            differences.append(f"policy than this repository's: {name} {old}; here {new}")
+    for name in ("baseline", "noise"):
+        old, new = getattr(judged, name), getattr(case, name)
+        if old != new:
+            was, here = (f"of {one.created}" if one else "none" for one in (old, new))
+            differences.append(f"{name} than this repository's: {was}; here {here}")
+    if judged.accepted != case.accepted:
+        differences.append(f"list of accepted slowdowns: {len(judged.accepted)}; here {len(case.accepted)}")
+    return differences

@@ -1,0 +1,83 @@
+"""False alarms and power of the gate, by simulation, over noise, drift and effect."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.gate import Case, Status, judge
+from benchmarks.policy import Policy
+from benchmarks.results import Check, Series
+from tests.records import NAME, make_noise, make_run
+
+POLICY = Policy()
+TRIALS = 150
+
+
+@pytest.mark.parametrize("deviation", [0.002, 0.006])
+@pytest.mark.parametrize(
+    ("slowdown", "status", "least"),
+    [(1.0, Status.REGRESSION, None), (1.0, Status.PASS, 0.8), (1.05, Status.REGRESSION, 0.95)],
+)
+def test_false_alarms_and_power_of_one_look(deviation, slowdown, status, least):
+    """Simulated processes, judged as a run's are: the same code is hardly ever accused, and a slowdown is seen."""
+    rng = np.random.default_rng(7)
+    noise = make_noise(device=deviation)
+    seen = 0
+    for _ in range(TRIALS):
+        values = slowdown * np.exp(rng.normal(0, deviation, 4))
+        run = make_run(
+            {(NAME, "device_us"): [15.0] * 4}, slowdowns={(NAME, "device_us"): list(values)}, workloads=(NAME,)
+        )
+        judgement = judge(run, Case(POLICY, noise=noise))
+        (verdict,) = [v for v in judgement.verdicts if (v.question, v.clock) == ("slowdown", "device_us")]
+        seen += verdict.status is status
+    if least is None:
+        assert seen <= 1  # of 150, with an error of 0.4 %
+    else:
+        assert seen >= least * TRIALS
+
+
+def _simulated(rng, processes, slowdown, process_sd, drift):
+    """Raw samples as a GPU gives them: a clock of 32 ns, a process's own shift, drift within it, outliers."""
+    pairs = 120
+    series, checks = [], []
+    for process in range(processes):
+        both = np.linspace(1, 1 + drift, pairs)
+        shift = np.exp(rng.normal(0, process_sd))
+
+        def us(times, both=both):
+            outliers = 1 + (rng.random(pairs) < 0.03) * rng.exponential(1, pairs)
+            return tuple(np.round(9.6 * times * both * outliers * np.exp(rng.normal(0, 0.03, pairs)) / 0.032) * 0.032)
+
+        series.append(Series(NAME, "device_us", process, "fused", "base fused", us(slowdown * shift), us(1.0), True))
+        checks.append(Check(NAME, process, True, "equal"))
+    empty = make_run({}, slowdowns={(NAME, "call_us"): [1.0]})
+    return dataclasses.replace(empty, workloads=(NAME,), series=tuple(series), checks=tuple(checks))
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.05])
+@pytest.mark.parametrize("process_sd", [0.002, 0.004])
+@pytest.mark.parametrize(
+    ("slowdown", "expected"), [(1.0, Status.PASS), (1.02, Status.REGRESSION), (1.1, Status.REGRESSION)]
+)
+def test_the_gate_over_its_looks(slowdown, expected, process_sd, drift):
+    """From raw samples, with the noise known that there is: the same code passes, and 2 % are caught."""
+    rng = np.random.default_rng(11)
+    noise = make_noise(device=math.hypot(process_sd, 0.03 * math.sqrt(2) / math.sqrt(120)))
+    ended = []
+    for _ in range(40):
+        whole = _simulated(rng, 9, slowdown, process_sd, drift)
+        for processes in (3, 6, 9):
+            seen = dataclasses.replace(whole, series=whole.series[:processes], checks=whole.checks[:processes])
+            verdicts = judge(seen, Case(POLICY, noise=noise)).verdicts
+            (status,) = {v.status for v in verdicts if (v.question, v.clock) == ("slowdown", "device_us")}
+            if status is not Status.INCONCLUSIVE:
+                break
+        ended.append(status)
+    assert ended.count(expected) >= 38
+    wrong = Status.REGRESSION if expected is Status.PASS else Status.PASS
+    assert wrong not in ended

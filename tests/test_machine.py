@@ -1,0 +1,63 @@
+"""The machine that is measured on: one run at a time on a GPU, processors of one's own, the commit of a checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measure import machine
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_two_runs_take_different_processors(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4, 5}, raising=False)
+    with machine.cores(2) as first, machine.cores(2) as second, machine.cores(2) as third:
+        assert (first, second, third) == ([5, 4], [3, 3], [None, None])
+    with machine.cores(1) as again:
+        assert again == [5]
+
+
+def test_two_runs_on_one_gpu_wait_for_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    code = "from benchmarks.measure import machine\nwith machine.lock('x', print): print('mine')"
+    with machine.lock("x"):
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        other = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        assert other.stdout is not None
+        assert "waiting for it" in other.stdout.readline()
+        assert other.poll() is None
+    assert other.communicate(timeout=60)[0] == "mine\n"
+
+
+def test_waiting_for_a_processor_is_seen():
+    """Two busy threads on one processor: each waits for the other."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("the test pins processors, which this system cannot")
+    code = (
+        "import os, sys, time, threading; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "other = os.fork()\n"
+        "end = time.monotonic() + 0.5\n"
+        "while time.monotonic() < end: pass\n"
+        "if other:\n"
+        "    os.waitpid(other, 0)\n"
+        "    from benchmarks.measure.machine import waited_ns\n"
+        "    print(waited_ns())\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert int(printed) > 50e6
+
+
+def test_commit_of_a_checkout_and_of_none(tmp_path, monkeypatch):
+    monkeypatch.delenv("DLLM_KERNELS_COMMIT", raising=False)
+    assert machine.commit_of(tmp_path) == (None, True)
+    monkeypatch.setenv("DLLM_KERNELS_COMMIT", "abc")
+    assert machine.commit_of(tmp_path) == ("abc", False)

@@ -1,0 +1,54 @@
+"""What runs of the same code teach of a device's noise."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from benchmarks.noise import learned
+from benchmarks.results import Check
+from tests.records import GPU, NAME, make_run, steady
+
+
+def _same_code(processes, **shifts):
+    """A run of a commit beside itself, in which fused beside base's is off by so much."""
+    run = make_run(
+        {key: [value[0]] * processes for key, value in steady().items()},
+        slowdowns={(NAME, f"{clock}_us"): [shift] * processes for clock, shift in shifts.items()},
+    )
+    return dataclasses.replace(run, base=dataclasses.replace(run.base, commit=GPU.commit))
+
+
+def test_noise_of_the_same_code_is_taken_around_none_and_of_a_speedup_within_runs():
+    """A run that is off as a whole is noise where the truth is known; two runs on two GPUs say nothing of a speedup."""
+    runs = [_same_code(15, device=1.01), _same_code(15, device=0.99)]
+    faster = [
+        dataclasses.replace(one, beside_us=tuple(2 * us for us in one.beside_us))
+        if one.beside == "base reference" and one.implementation == "fused"
+        else one
+        for one in runs[1].series
+    ]
+    noise = learned([runs[0], dataclasses.replace(runs[1], series=tuple(faster))])
+    same = noise.of(NAME, "device_us", "fused beside base fused")
+    assert (same.deviation, same.processes) == (pytest.approx(0.01, rel=0.01), 30)
+    beside_reference = noise.of(NAME, "device_us", "fused beside base reference")
+    assert (beside_reference.deviation, beside_reference.processes) == (pytest.approx(0, abs=1e-9), 29)
+    assert noise.of(NAME, "device_us", "fused beside reference") is None  # of one process: another way to measure
+
+
+def test_noise_is_learned_of_a_clean_commit_with_right_results_alone():
+    run = _same_code(30, device=1.0)
+    learned([run])
+    wrong = Check(NAME, 7, False, "3 ids differ")
+    for changes, message in [
+        ({"checks": (*run.checks, wrong)}, "a result was wrong, .*3 ids differ"),
+        ({"base": dataclasses.replace(run.base, commit="e" * 40)}, "expected a commit beside itself"),
+        ({"environment": dataclasses.replace(GPU, dirty=True)}, "expected a clean commit"),
+        ({"checks": run.checks[:20]}, "expected 30 processes in all; got 20"),
+    ]:
+        with pytest.raises(ValueError, match=f"records: {message}"):
+            learned([dataclasses.replace(run, **changes)])
+    elsewhere = dataclasses.replace(run, environment=dataclasses.replace(GPU, device="NVIDIA Other"))
+    with pytest.raises(ValueError, match="records: expected one device; got NVIDIA Test and NVIDIA Other"):
+        learned([run, elsewhere])
