@@ -44,14 +44,15 @@ CLOCK_METHODS = {
 # processes differ anyway.
 CALLS = {"cuda": {"device_us": 4, "call_us": 4, "graph_us": 1}, "cpu": {"call_us": 1}}
 TURNS_A_BLOCK = {"device_us": 50, "call_us": 30, "graph_us": 20}
-MAX_BLOCKS = {"cuda": 3, "cpu": 1}  # of one workload, clock and process
+MAX_BLOCKS = {"cuda": 2, "cpu": 1}  # of one workload, clock and process
 # A process's samples end when the median of its log ratios is known to this standard error, or at MAX_BLOCKS.
 PRECISION = {"device_us": 0.002, "call_us": 0.01, "graph_us": math.inf}  # the last is not judged: one block
 MAX_SECONDS = {"cuda": 2.0, "cpu": 0.9}  # of a block, after which no further turn is started
 MIN_TURNS = 3
 RETAKES = 2  # of a block during which the GPU was throttled or another process used it
 MAX_WAIT = 0.05  # of a pair's time that our threads, together, may wait for a processor
-REFERENCE_EVERY = {"cuda": 15, "cpu": 4}  # turns, when head and base are compared: the reference takes most of the time
+# Turns, when head and base are compared: the reference takes so long that it would take most of the time.
+REFERENCE_EVERY = {"cuda": 25, "cpu": 4}
 # Of logits, up to which all processes hold a workload at once: else memory may not suffice. Calls on more take so long
 # that what ran before them does not matter: they come one in a row.
 TOGETHER_BYTES = 2**28
@@ -246,7 +247,9 @@ class _Conductor:
         self, clock: str, calls: int, process: int, workers: dict[str, Worker], rng: random.Random
     ) -> tuple[dict[tuple[str, Pair], list[tuple[float, float]]], bool, GpuState | None]:
         """One block of pairs by clock and pair; whether other work left it alone; the GPU's state at its end."""
-        ready = _ask_all(workers, "begin", clock=clock, core=self.cores.get(process))
+        # A graph of the reference's calls takes longest to capture and tells nothing of head beside base.
+        only = ["fused"] if clock == "graph_us" and "base" in workers else None
+        ready = _ask_all(workers, "begin", clock=clock, core=self.cores.get(process), only=only)
         turns: list[Turn] = []
         deadline = time.monotonic() + MAX_SECONDS[self.device]
         number = 0

@@ -29,7 +29,7 @@ L2_MULTIPLE = 3  # of the L2 cache's size that rotating logits cover
 DRAWS, DRAWS_BYTES = 64, 2**29  # so many, as far as they fit
 # Streams that rows of calls go round, and the largest logits for which: allocations are a stream's own. On an H100, the
 # same kernel took about 4.48 or 4.60 us in one process, as it was given one or another of 24 workspaces.
-PLACES, PLACES_BYTES = 8, 2**26
+PLACES, PLACES_BYTES = 25, 2**26
 GRAPH_CALLS = 16  # in a CUDA graph, at least: the start of a replay takes a microsecond or two
 LONG_CALLS = 2  # where the logits take more than DRAWS_BYTES, and a call more than a hundred
 QUEUED_CYCLES = 400_000  # of the GPU, 0.2 ms, in which the host launches a graph
@@ -178,22 +178,24 @@ class Bench:
                 before = now
         return calls
 
-    def begin(self, clock: str, core: int | None = None) -> list[str]:
-        """Start a block of samples on a clock and processor; the implementations that it can be read for."""
+    def begin(self, clock: str, core: int | None = None, only: Sequence[str] | None = None) -> list[str]:
+        """Start a block of samples on a clock and processor, of all implementations or of `only` those; which of them
+        it can be read for."""
         gc.collect()
         if core is not None:
             os.sched_setaffinity(0, {core})
         self.samples = 0
+        wanted = list(self.implementations if only is None else only)
         if clock == "device_us":
             self.profile = profiler()
             self.profile.__enter__()
         elif clock == "graph_us":
             self.replay_us = []
             self.not_captured = {}
-            for name in self.implementations:
+            for name in wanted:
                 self._capture(name)
             return list(self.graphs)
-        return list(self.implementations)
+        return wanted
 
     def sample(self, implementation: str, calls: int) -> list[tuple[float, float, int, int]]:
         """On the host's clock, of each call: microseconds until the result is ready and until the call returned, and

@@ -43,8 +43,10 @@ def main() -> None:
 
 
 def _import_what_is_slow() -> None:
-    import torch  # noqa: F401
+    import torch
 
+    if torch.version.cuda:
+        import torch._inductor.config  # PyTorch's profiler does so when it is first used, for 2 s in every worker
     if importlib.util.find_spec("triton"):
         import triton  # noqa: F401
 
