@@ -51,8 +51,9 @@ MAX_SECONDS = {"cuda": 2.0, "cpu": 0.9}  # of a block, after which no further tu
 MIN_TURNS = 3
 RETAKES = 2  # of a block during which the GPU was throttled or another process used it
 MAX_WAIT = 0.05  # of a pair's time that our threads, together, may wait for a processor
-# Turns, when head and base are compared: the reference takes so long that it would take most of the time.
-REFERENCE_EVERY = {"cuda": 25, "cpu": 4}
+# Turns, when head and base are compared: the reference takes so long that it would take most of the time. Its times on
+# the host's clock vary most.
+REFERENCE_EVERY = {"cuda": {"device_us": 25, "call_us": 6, "graph_us": 20}, "cpu": {"call_us": 4}}
 # Of logits, up to which all processes hold a workload at once: else memory may not suffice. Calls on more take so long
 # that what ran before them does not matter: they come one in a row.
 TOGETHER_BYTES = 2**28
@@ -255,7 +256,7 @@ class _Conductor:
         number = 0
         reversed_orders: dict[Pair, list[tuple[str, str]]] = {}  # that are due
         while number < TURNS_A_BLOCK[clock] and (number < MIN_TURNS or time.monotonic() < deadline):
-            for pair in _pairs_of(workers, number % REFERENCE_EVERY[self.device] == 0):
+            for pair in _pairs_of(workers, number % REFERENCE_EVERY[self.device][clock] == 0):
                 if any(implementation not in ready[side] for side, implementation in pair):
                     continue
                 # Each order as often as the other: on an H100 fused took 7.4 us in some rows and 9.4 in others beside
