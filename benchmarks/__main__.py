@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import (
+    baseline,
     codegen,
     doctor,
     gate,
@@ -120,11 +121,13 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("report", parents=[judging], help="show a record's table; exits 0 whatever the verdict")
     show.add_argument("record", type=Path)
     show.set_defaults(command=_report)
-    baseline = commands.add_parser("baseline", help="make a record the baseline of its device, for review")
-    baseline.add_argument("record", type=Path)
-    baseline.add_argument("--accept", action="store_true", required=True, help="say that you mean it")
-    baseline.add_argument("--reason", required=True, metavar="TEXT", help="why; it is stored in the baseline")
-    baseline.set_defaults(command=_baseline)
+    becoming = commands.add_parser("baseline", help="make records the baseline of their device, for review")
+    becoming.add_argument(
+        "records", type=Path, nargs="+", metavar="RECORD", help="one of `run`, one of `compare`, or both"
+    )
+    becoming.add_argument("--accept", action="store_true", required=True, help="say that you mean it")
+    becoming.add_argument("--reason", required=True, metavar="TEXT", help="why; it is stored in the baseline")
+    becoming.set_defaults(command=_baseline)
     learn = commands.add_parser("noise", help="make records of a commit beside itself the known noise of their device")
     learn.add_argument(
         "records", type=Path, nargs="+", metavar="RECORD", help=f"{noise.LEAST_PROCESSES} processes in all"
@@ -178,46 +181,13 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _baseline(options: argparse.Namespace) -> int:
-    run = results.load(results.Run, options.record)
-    environment = run.environment
-    expected, _ = workloads.select(None, gpu=environment.device_type == "cuda")
-    known = session.noise_of(environment.device)
-    case = gate.Case(noise=known, expected=tuple(workload.name for workload in expected))
-    judgement = gate.judge(run, case)
-    if judgement.status is not gate.Status.PASS:
-        raise ValueError(f"record: only a run that passes can become a baseline; {report.headline(run, judgement)}")
-    if environment.dirty:
-        raise ValueError("record: it was measured with uncommitted changes; commit them and measure again")
-    baseline = results.Baseline(
-        environment.device, run.created, environment.commit, options.reason,
-        environment.torch, environment.triton, environment.driver, _baseline_entries(run, judgement, known),
-    )  # fmt: skip
-    against_itself = gate.judge(run, dataclasses.replace(case, baseline=baseline))
-    if against_itself.status is not gate.Status.PASS:
-        raise ValueError(f"record: too noisy to be held against itself; {report.headline(run, against_itself)}")
-    path = results.device_path(session.BASELINES, environment.device)
-    results.save(baseline, path)
-    print(f"Baseline of {environment.device}: {path}. It counts once it is reviewed and merged.")
+    runs = [results.load(results.Run, path) for path in options.records]
+    device = runs[0].environment.device
+    accepted = baseline.accepted(runs, options.reason, session.noise_of(device))
+    path = results.device_path(session.BASELINES, device)
+    results.save(accepted, path)
+    print(f"Baseline of {device}: {path}. It counts once it is reviewed and merged.")
     return 0
-
-
-def _baseline_entries(
-    run: results.Run, judgement: gate.Judgement, known: results.NoiseRecord | None
-) -> dict[str, dict[str, results.BaselineEntry]]:
-    entries: dict[str, dict[str, results.BaselineEntry]] = {}
-    for verdict in judgement.verdicts:
-        if verdict.question != "speedup":
-            continue
-        assert verdict.ratio is not None
-        assert verdict.fused_us is not None
-        assert verdict.beside_us is not None
-        series = gate.speedup_series(run, verdict.workload, verdict.clock)
-        one = known.of(verdict.workload, verdict.clock, noise.pair_name(series[0])) if known else None
-        tolerance = policy.baseline_tolerance(series, policy.Policy(), one)
-        entries.setdefault(verdict.workload, {})[verdict.clock] = results.BaselineEntry(
-            verdict.ratio.estimate, verdict.fused_us, verdict.beside_us, tolerance
-        )
-    return entries
 
 
 def _noise(options: argparse.Namespace) -> int:

@@ -252,7 +252,7 @@ class _Judge:
         """Fused beside the reference, against the floor and the baseline."""
         series = speedup_series(self.run, workload, clock)
         baseline = self.case.baseline
-        entry = baseline.entries.get(workload, {}).get(clock) if baseline else None
+        entry = baseline.of(workload, clock, self.reference) if baseline else None
         floor = self.policy.floors[self.device_type][clock]
         bound, of_what = floor, "floor"
         if entry is not None and entry.speedup * (1 - entry.tolerance) > bound:
@@ -272,7 +272,8 @@ class _Judge:
         if entry is not None:
             status, reason = self._beside_its_baseline(series, entry, found, floor, status, reason)
         elif baseline is not None and status is Status.PASS:
-            status, reason, more_may_decide = Status.INCONCLUSIVE, f"{reason}; the baseline lacks this workload", False
+            reason += f"; the baseline lacks this workload beside {self.reference}"
+            status, more_may_decide = Status.INCONCLUSIVE, False
         status, reason = _unless_disturbed(series, status, reason)
         verdict = self._verdict(series, "speedup", status, reason, found, bound)
         return dataclasses.replace(verdict, more_may_decide=more_may_decide)

@@ -17,8 +17,8 @@ SM_MHZ = 1980  # of an H100 at work
 # Microseconds on the device's clock by positions, vocabulary and bytes of a logit, all masked.
 DEVICE_US = {(32, 128000, 2): 6.4, (32, 157184, 2): 7.3, (32, 151936, 2): 7.2, (1024, 157184, 2): 112.0}
 REFERENCE_US = 120.0
-# Of an empty loop of Python's: about a tenth of the call on one block, which took 30 to 57 us in the processes of one run
-# on an H100. A loop, because the call is mostly Python too, and takes longer where that does.
+# Of an empty loop of Python's: about a tenth of the call on one block, which took 30 to 57 us in the processes of one
+# run on an H100. A loop, because the call is mostly Python too, and takes longer where that does.
 LOOPS = 300
 ONE_BLOCK = "1x32x157184-bf16-100"
 

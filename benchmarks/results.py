@@ -301,7 +301,7 @@ class Baseline(Record):
     """The reviewed state of one device model."""
 
     KIND = "baseline"
-    VERSION = 2
+    VERSION = 3
 
     device: str
     created: str
@@ -310,7 +310,10 @@ class Baseline(Record):
     torch: str
     triton: str | None
     driver: str | None
-    entries: dict[str, dict[str, BaselineEntry]]  # workload, clock
+    entries: dict[str, dict[str, dict[str, BaselineEntry]]]  # workload, clock, and beside what: see `Series.beside`
+
+    def of(self, workload: str, clock: str, beside: str) -> BaselineEntry | None:
+        return self.entries.get(workload, {}).get(clock, {}).get(beside)
 
 
 def save(record: Record, path: Path) -> None:

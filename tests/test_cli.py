@@ -83,7 +83,7 @@ def test_require_baseline(record, capsys):
     stored = results.load(results.Baseline, session.BASELINES / "nvidia-test.json")
     assert stored.reason == "first"
     assert stored.commit == GPU.commit
-    assert stored.entries[NAME]["device_us"].speedup == pytest.approx(15.0, rel=1e-3)
+    assert stored.of(NAME, "device_us", "reference").speedup == pytest.approx(15.0, rel=1e-3)
     assert cli.main(["gate", record(_whole(13.0, fused_us=11.5)), "--require-baseline"]) == 1
 
 

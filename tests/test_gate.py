@@ -137,14 +137,10 @@ def test_a_noisy_record_passes_the_baseline_that_is_made_of_it():
     }
     assert 0.03 < tolerances["device_us"] < 0.05
     assert tolerances["call_us"] == POLICY.tolerances["call_us"]
-    entries = {
-        NAME: {
-            clock: BaselineEntry(
-                1 / stats.interval(stats.ratios(s for s in run.series if s.clock == clock), 0.05).estimate, 10, 40, t
-            )
-            for clock, t in tolerances.items()
-        }
-    }
+    entries = {NAME: {}}
+    for clock, tolerance in tolerances.items():
+        relative = stats.interval(stats.ratios(one for one in run.series if one.clock == clock), 0.05).estimate
+        entries[NAME][clock] = {"reference": BaselineEntry(1 / relative, 10, 40, tolerance)}
     assert judge_(run, POLICY, make_baseline(entries=entries)).status is Status.PASS
 
 
@@ -160,6 +156,22 @@ def test_a_workload_that_the_baseline_lacks_is_doubt():
     judgement = judge_(make_run({**steady(), **steady(workload=OTHER)}), POLICY, make_baseline())
     assert [verdict.status for verdict in judgement.verdicts if verdict.workload == OTHER] == [Status.INCONCLUSIVE] * 2
     assert judgement.status is Status.INCONCLUSIVE
+
+
+def test_a_speedup_is_held_against_what_was_measured_its_way():
+    """A comparison's speedup is beside base's reference, and another one than beside the reference of its process."""
+    baseline = make_baseline()
+    for clocks in baseline.entries.values():
+        for ways in clocks.values():
+            ways["base reference"] = dataclasses.replace(ways["reference"], speedup=2 * ways["reference"].speedup)
+    assert judge_(make_run(steady()), POLICY, baseline).status is Status.PASS
+    assert judge_(make_compared(), POLICY, baseline).status is Status.REGRESSION
+    for clocks in baseline.entries.values():
+        for ways in clocks.values():
+            del ways["reference"]
+    (verdict,) = [v for v in judge_(make_run(steady()), POLICY, baseline).verdicts if v.clock == "device_us"]
+    assert verdict.status is Status.INCONCLUSIVE
+    assert verdict.reason.endswith("the baseline lacks this workload beside reference")
 
 
 def test_another_device_than_the_baselines_is_refused():

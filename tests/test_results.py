@@ -20,7 +20,7 @@ def test_a_run_survives(tmp_path):
 
 
 def test_a_baseline_survives(tmp_path):
-    entries = {NAME: {"device_us": BaselineEntry(15.0, 7.0, 105.0, 0.05)}}
+    entries = {NAME: {"device_us": {"reference": BaselineEntry(15.0, 7.0, 105.0, 0.05)}}}
     baseline = Baseline("NVIDIA Test", "2026-11-23", "a" * 40, "first", "2.11.0", "3.6.0", "580.1", entries)
     path = results.device_path(tmp_path, "NVIDIA H100 80GB HBM3")
     assert path.name == "nvidia-h100-80gb-hbm3.json"

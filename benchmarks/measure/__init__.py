@@ -39,14 +39,27 @@ CLOCK_METHODS = {
     },
     "cpu": {"call_us": "host clock around the call"},
 }
-# The clocks that blocks of samples are taken on, and calls in a row, a sample each, before it is the other's turn. On
-# an H100, 200 pairs on the device's clock leave the median of their ratios a standard error of 0.25 %, as much as two
-# processes differ anyway.
+# The clocks that blocks of samples are taken on, and calls in a row, a sample each, before it is the other's turn.
 CALLS = {"cuda": {"device_us": 4, "call_us": 4, "graph_us": 1}, "cpu": {"call_us": 1}}
-TURNS_A_BLOCK = {"device_us": 50, "call_us": 30, "graph_us": 20}
 MAX_BLOCKS = {"cuda": 2, "cpu": 1}  # of one workload, clock and process
-# A process's samples end when the median of its log ratios is known to this standard error, or at MAX_BLOCKS.
-PRECISION = {"device_us": 0.002, "call_us": 0.01, "graph_us": math.inf}  # the last is not judged: one block
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How much a process's samples have to tell."""
+
+    turns: dict[str, int]  # in a block
+    precision: dict[str, float]  # standard error of the median of log ratios, at which they end, or at MAX_BLOCKS
+
+
+# A speedup is held against a loss of some percent; beside a base, 1 % is to be seen: on an H100, 200 pairs on the
+# device's clock leave a standard error of 0.25 %, as much as two processes differ anyway. Graphs are not judged.
+OF_SPEEDUP = Sampling(
+    {"device_us": 25, "call_us": 30, "graph_us": 10}, {"device_us": 0.005, "call_us": 0.02, "graph_us": math.inf}
+)
+OF_SLOWDOWN = Sampling(
+    {"device_us": 50, "call_us": 30, "graph_us": 20}, {"device_us": 0.002, "call_us": 0.01, "graph_us": math.inf}
+)
 MAX_SECONDS = {"cuda": 2.0, "cpu": 0.9}  # of a block, after which no further turn is started
 MIN_TURNS = 3
 RETAKES = 2  # of a block during which the GPU was throttled or another process used it
@@ -237,7 +250,7 @@ class _Conductor:
             for key, values in pairs.items():
                 taken.setdefault(key, []).extend(values)
             first = next(values for (name, _), values in taken.items() if name == clock)
-            if _standard_error(first) < PRECISION[clock]:
+            if _standard_error(first) < _sampling(workers).precision[clock]:
                 break
         for (name, ((_, implementation), (side, beside))), values in taken.items():
             us, beside_us = zip(*values, strict=True)
@@ -255,7 +268,7 @@ class _Conductor:
         deadline = time.monotonic() + MAX_SECONDS[self.device]
         number = 0
         reversed_orders: dict[Pair, list[tuple[str, str]]] = {}  # that are due
-        while number < TURNS_A_BLOCK[clock] and (number < MIN_TURNS or time.monotonic() < deadline):
+        while number < _sampling(workers).turns[clock] and (number < MIN_TURNS or time.monotonic() < deadline):
             for pair in _pairs_of(workers, number % REFERENCE_EVERY[self.device][clock] == 0):
                 if any(implementation not in ready[side] for side, implementation in pair):
                     continue
@@ -282,6 +295,10 @@ def _ask_all(workers: dict[Any, Worker], do: str, **arguments: Any) -> dict[Any,
     for worker in workers.values():
         worker.send(do, **arguments)
     return {name: worker.receive() for name, worker in workers.items()}
+
+
+def _sampling(workers: dict[str, Worker]) -> Sampling:
+    return OF_SLOWDOWN if "base" in workers else OF_SPEEDUP
 
 
 def _pairs_of(workers: dict[str, Worker], with_reference: bool) -> list[Pair]:

@@ -1,0 +1,72 @@
+"""A baseline from records that pass: what later runs on the same model of GPU are held against. Pure.
+
+A record of one commit holds fused beside the reference of its process, a comparison beside the reference of base's: on
+an H100 the two speedups differ by up to 4 %, so each is held against what was measured its way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from benchmarks import gate, workloads
+from benchmarks.noise import pair_name
+from benchmarks.policy import Policy, baseline_tolerance
+from benchmarks.results import Baseline, BaselineEntry, NoiseRecord, Run
+
+SAME = ("device", "commit", "torch", "triton", "driver")  # in all records of a baseline
+
+
+def accepted(runs: Sequence[Run], reason: str, known: NoiseRecord | None) -> Baseline:
+    """The baseline that these runs make, at most one of each way to measure.
+
+    Raises:
+        ValueError: one of them does not pass, was measured with uncommitted changes, is so noisy that it would not
+            pass beside itself, or is of another device, commit or version than the others.
+    """
+    first = runs[0].environment
+    for run in runs:
+        for name in SAME:
+            here, there = getattr(run.environment, name), getattr(first, name)
+            if here != there:
+                raise ValueError(f"records: expected one {name}; got {there} and {here}")
+        if run.environment.dirty:
+            raise ValueError("record: it was measured with uncommitted changes; commit them and measure again")
+    if len({run.base is None for run in runs}) < len(runs):
+        raise ValueError("records: expected at most one of `run` and one of `compare`; got two of a kind")
+    baseline = Baseline(
+        first.device, runs[0].created, first.commit, reason, first.torch, first.triton, first.driver, {}
+    )  # fmt: skip
+    cases = [_case(run, known) for run in runs]
+    for run, case in zip(runs, cases, strict=True):
+        _add_entries(baseline, run, _passing(run, case, "only a run that passes can become a baseline"), known)
+    for run, case in zip(runs, cases, strict=True):
+        _passing(run, dataclasses.replace(case, baseline=baseline), "too noisy to be held against itself")
+    return baseline
+
+
+def _case(run: Run, known: NoiseRecord | None) -> gate.Case:
+    whole, _ = workloads.select(None, gpu=run.environment.device_type == "cuda")
+    return gate.Case(noise=known, expected=tuple(workload.name for workload in whole))
+
+
+def _passing(run: Run, case: gate.Case, otherwise: str) -> gate.Judgement:
+    judgement = gate.judge(run, case)
+    worst = [v for v in judgement.verdicts if v.status is not gate.Status.PASS]
+    if worst:
+        raise ValueError(f"record: {otherwise}; {worst[0].workload} on {worst[0].clock}: {worst[0].reason}")
+    return judgement
+
+
+def _add_entries(baseline: Baseline, run: Run, judgement: gate.Judgement, known: NoiseRecord | None) -> None:
+    for verdict in judgement.verdicts:
+        if verdict.question != "speedup":
+            continue
+        assert verdict.ratio is not None
+        assert verdict.fused_us is not None
+        assert verdict.beside_us is not None
+        series = gate.speedup_series(run, verdict.workload, verdict.clock)
+        one = known.of(verdict.workload, verdict.clock, pair_name(series[0])) if known else None
+        tolerance = baseline_tolerance(series, Policy(), one)
+        ways = baseline.entries.setdefault(verdict.workload, {}).setdefault(verdict.clock, {})
+        ways[series[0].beside] = BaselineEntry(verdict.ratio.estimate, verdict.fused_us, verdict.beside_us, tolerance)
