@@ -109,9 +109,9 @@ def test_the_gate_tests_and_judges_on_the_gpu() -> None:
     on_gpu = [run for run in runs if "--gpus all" in run]
     assert len(on_gpu) == 2
     assert on_gpu[0].endswith("make test")
-    assert 'command="make bench ARGS=--require-baseline"' in on_gpu[1]
-    assert 'command=".venv/bin/python -m benchmarks compare $BASE HEAD --require-baseline"' in on_gpu[1]
-    assert on_gpu[1].endswith("$command")
+    assert "command=(make bench ARGS=--require-baseline)" in on_gpu[1]
+    assert 'command=(.venv/bin/python -m benchmarks compare "$BASE" HEAD --require-baseline)' in on_gpu[1]
+    assert on_gpu[1].endswith('"${command[@]}"')
 
 
 def test_a_cancelled_job_leaves_no_container_behind() -> None:
