@@ -24,7 +24,7 @@ from benchmarks.bench_post_process import CLOCKS, RECORD, SERIES
 from benchmarks.gate import Judgement
 from benchmarks.results import Run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / ".asv" / "results"
 HTML = ROOT / ".asv" / "html"
 
