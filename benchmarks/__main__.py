@@ -32,6 +32,7 @@ from benchmarks import (
     verification,
     workloads,
 )
+from benchmarks.history import command, machine, store
 from benchmarks.measure import sides
 
 OUTPUT = Path(__file__).resolve().parent.parent / ".bench"
@@ -141,6 +142,13 @@ def _parser() -> argparse.ArgumentParser:
     dashboard = commands.add_parser("dashboard", help="publish the page from a record and the history as it is")
     dashboard.add_argument("record", type=Path, nargs="?", default=OUTPUT / "latest.json")
     dashboard.set_defaults(command=_dashboard)
+    recording = commands.add_parser("record", help="write a record into asv's results, as its commit's")
+    recording.add_argument("record", type=Path, nargs="?", default=OUTPUT / "latest.json")
+    recording.set_defaults(command=_record)
+    naming = commands.add_parser("machine", help="tell asv this machine's name, the device's model, and print it")
+    naming.set_defaults(command=_machine)
+    command.add_command(commands, history.ROOT, history.RESULTS)
+    store.add_command(commands, history.ROOT, history.RESULTS)
     selftest.add_command(commands)
     doctor.add_command(commands)
     codegen.add_command(commands)
@@ -244,6 +252,16 @@ def _chosen(options: argparse.Namespace) -> tuple[list[workloads.Workload], list
     with Console(stderr=True).status("importing PyTorch"):
         gpu = measure.has_gpu()
     return workloads.select(options.workload, gpu=gpu, quick=options.quick)
+
+
+def _record(options: argparse.Namespace) -> int:
+    run = results.load(results.Run, options.record)
+    return 0 if history.record(options.record, run) else USAGE_ERROR
+
+
+def _machine(_options: argparse.Namespace) -> int:
+    print(machine.register(machine.this_machine()))
+    return 0
 
 
 def _dashboard(options: argparse.Namespace) -> int:

@@ -7,12 +7,17 @@ reads the packages of the interpreter that runs asv through a `.pth` file. A pla
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from asv import util
+from asv.console import log
 from asv.plugins.virtualenv import Virtualenv
+
+from benchmarks.bench_post_process import RECORD
+from benchmarks.history import machine
 
 
 class Shared(Virtualenv):  # type: ignore[misc]
@@ -23,6 +28,19 @@ class Shared(Virtualenv):  # type: ignore[misc]
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._executable = sys.executable
+
+    @property
+    def env_vars(self) -> dict[str, str]:
+        """Those of asv.conf.json, and what is measured with: asv keeps them beside the results."""
+        record = os.environ.get(RECORD)
+        return {**super().env_vars, **machine.measured_with(Path(record) if record else None)}
+
+    def install_project(self, conf: Any, repo: Any, commit_hash: str) -> None:
+        """Install a commit's package; one that cannot be built leaves a gap in the curves, and is said."""
+        try:
+            super().install_project(conf, repo, commit_hash)
+        except util.ProcessError as error:
+            log.warning(f"{commit_hash[:8]} cannot be built, so its place in the history stays empty: {error}")
 
     def _setup(self) -> None:
         util.check_call([sys.executable, "-m", "virtualenv", "--quiet", "-p", sys.executable, self._path])

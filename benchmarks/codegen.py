@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,17 @@ from benchmarks.machine_code import WHAT, Code, change, read, together
 RESIDENT = {"sm_80": (64, 32), "sm_90": (64, 32), "sm_100": (64, 32), "sm_120": (48, 24)}
 REGISTERS, REGISTER_UNIT = 65536, 256
 ONLY_COMPILED = "gfx942"  # AMD: that it compiles is all that is asked
+# Dtype of the logits, vocabulary, whether with every optional argument, whether with rows enough to fill a GPU.
+VARIANTS = {
+    f"{dtype}, {rows}, {'all options' if options else 'no options'}": (dtype, vocab, options, False)
+    for dtype in ("float16", "bfloat16", "float32")
+    for vocab, rows in ((157184, "rows on 16 bytes"), (50257, "rows on any byte"))
+    for options in (False, True)
+} | {
+    "bfloat16, short rows, no options": ("bfloat16", 1000, False, False),
+    "bfloat16, many rows, no options": ("bfloat16", 157184, False, True),
+}
+PLAIN_VARIANTS = tuple(name for name, (_, _, options, _) in VARIANTS.items() if not options)
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,19 @@ def compile_all(arch: str) -> dict[str, Code]:
     return codes
 
 
+def figures(arch: str, names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Of the variants that the installed package's kernels can be compiled in; its launcher may be older than this."""
+    try:
+        calls = dict(_variants())
+        return {
+            name: dataclasses.asdict(together(read(cubin_of(kernel)) for kernel in compiled(arch, calls[name])))
+            for name in names
+        }
+    except (ImportError, AttributeError, TypeError) as error:  # what another launcher answers this one's call with
+        print(f"no figures of compiled code: {type(error).__name__}: {error}", file=sys.stderr)
+        return {}
+
+
 def compiled(arch: str, call: Callable[[], None]) -> list[Any]:
     """The kernels that `call` would launch, as Triton compiles them for an architecture. For a process of its own:
     Triton is left with a driver that launches nothing.
@@ -132,17 +156,11 @@ def cubin_of(kernel: Any) -> Path:
 
 
 def _variants() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Name and call of each: dtype, alignment of rows, optional arguments; and short rows, and many."""
+    """Name and call of each."""
     import torch
 
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        name = str(dtype).partition(".")[2]
-        for vocab, rows in ((157184, "rows on 16 bytes"), (50257, "rows on any byte")):
-            for options in (False, True):
-                text = f"{name}, {rows}, {'all options' if options else 'no options'}"
-                yield text, functools.partial(call, dtype, vocab, options)
-    yield "bfloat16, short rows, no options", functools.partial(call, torch.bfloat16, 1000, False)
-    yield "bfloat16, many rows, no options", functools.partial(call, torch.bfloat16, 157184, False, many_rows=True)
+    for name, (dtype, vocab, options, many_rows) in VARIANTS.items():
+        yield name, functools.partial(call, getattr(torch, dtype), vocab, options, many_rows=many_rows)
 
 
 def call(dtype: Any, vocab: int, options: bool, *, many_rows: bool = False) -> None:

@@ -1,7 +1,7 @@
 """The asv history of this repository, fed by the record that was judged, and the dashboard over both.
 
-History takes clean commits only. Results are kept by machine name; here that is the device's model, so that a series
-goes on when a container, host or runner is replaced.
+History takes clean commits only. What asv's results say is in `points`, where they bent in `changes`, how runners share
+them in `store`, and under which name a machine's are kept in `machine`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import itertools
 import json
 import math
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +18,9 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import report
-from benchmarks.bench_post_process import CLOCKS, RECORD, SERIES
+from benchmarks.bench_post_process import CLOCKS, RECORD
 from benchmarks.gate import Judgement
+from benchmarks.history import machine, store
 from benchmarks.results import Run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -29,8 +28,18 @@ RESULTS = ROOT / ".asv" / "results"
 HTML = ROOT / ".asv" / "html"
 
 
-def record_and_publish(record: Path, run: Run, judgement: Judgement, site: Path) -> Path:
-    """Add the judged run to the history, if its commit is clean and its results right; publish; the front page's path.
+def record_and_publish(path: Path, run: Run, judgement: Judgement, site: Path) -> Path:
+    """Add the judged run to the history, if it may enter; publish; the front page's path.
+
+    Raises:
+        RuntimeError: asv failed, or saved nothing.
+    """
+    record(path, run)
+    return publish(run, judgement, site)
+
+
+def record(path: Path, run: Run) -> bool:
+    """Add the run to the history, if its commit is clean and its results right; whether it was added.
 
     Raises:
         RuntimeError: asv failed, or saved nothing.
@@ -40,44 +49,31 @@ def record_and_publish(record: Path, run: Run, judgement: Judgement, site: Path)
         print("History: not added, because the package was measured outside a clean commit.")
     elif not all(check.passed for check in run.checks):
         print("History: not added, because results were wrong.")
-    elif not run.series:
-        print("History: not added, because there are no samples.")
+    elif not any((one.implementation, one.beside) == ("fused", "reference") for one in run.series):
+        print("History: not added, because there are no samples of fused beside the reference of its process.")
     else:
         with Console().status(f"Adding {commit[:10]} to the history: asv installs it and takes the record's samples"):
-            add(record, run, commit)
-        print(f"History: added {commit[:10]} on {machine_name(run)}.")
-    return publish(run, judgement, site)
+            add(path, run, commit)
+        print(f"History: added {commit[:10]} on {machine.machine_name(run.environment)}.")
+        return True
+    return False
 
 
-def machine_name(run: Run) -> str:
-    """The device's model; of a CPU with its number of cores, which its times depend on."""
-    environment = run.environment
-    cores = f"-{environment.cpu_cores}-cores" if environment.device_type == "cpu" else ""
-    return re.sub(r"[^a-z0-9]+", "-", environment.device.lower()).strip("-") + cores
-
-
-def add(record: Path, run: Run, commit: str) -> None:
+def add(path: Path, run: Run, commit: str) -> None:
     """Store the record's samples as asv's result for `commit`, in place of an earlier one.
 
     Raises:
         RuntimeError: asv failed, or did not save every series of the run.
     """
-    machine = machine_name(run)
-    # Only what stays the same for years: another value of a key starts another series.
-    _asv(
-        "machine", "--yes", "--machine", machine, "--os", platform.system(), "--arch", platform.machine(),
-        "--cpu", "-", "--num_cpu", "-", "--ram", "-",
-    )  # fmt: skip
-    stored = RESULTS / machine
+    stored = RESULTS / machine.register(run.environment)
     before = _stamps(stored, commit)
-    # asv starts a process even for a parameter that has no samples: ask for those that have.
-    wanted = r"\((" + "|".join(sorted({rf"'{one.workload}', '{one.clock}'" for one in run.series})) + r")\)"
-    _asv("run", "--machine", machine, "--record-samples", "--bench", wanted, f"{commit}^!", record=record)
-    saved = [path for path, stamp in _stamps(stored, commit).items() if before.get(path) != stamp]
+    _asv("run", "--machine", stored.name, "--record-samples", f"{commit}^!", record=path)
+    saved = [result for result, stamp in _stamps(stored, commit).items() if before.get(result) != stamp]
     if not saved:
         raise RuntimeError(f"asv ended without an error but saved no result for {commit[:10]} in {stored}")
-    for path in saved:
-        _expect_all_saved(path, run)
+    for result in saved:
+        _expect_all_saved(result, run)
+        _say_measured_with(result, path)
 
 
 def publish(run: Run, judgement: Judgement, site: Path) -> Path:
@@ -104,16 +100,23 @@ def _stamps(folder: Path, commit: str) -> dict[Path, int]:
 def _expect_all_saved(path: Path, run: Run) -> None:
     """asv's exit code does not tell whether a benchmark stored anything."""
     stored = json.loads(path.read_text())["results"]
-    for name in SERIES:
-        medians, params, *_ = next(value for key, value in stored.items() if key.endswith(f".{name}"))
-        known = {
-            (workload.strip("'"), clock.strip("'"))
-            for (workload, clock), median in zip(itertools.product(*params), medians, strict=True)
-            if isinstance(median, float) and not math.isnan(median)
-        }
-        missing = {(one.workload, one.clock) for one in run.series if one.clock in CLOCKS} - known
-        if missing:
-            raise RuntimeError(f"asv saved {path} without {name} of {sorted(missing)}")
+    known = {
+        (workload.strip("'"), clock.strip("'"))
+        for key, (medians, params, *_) in stored.items()
+        if key.endswith(".track_relative")
+        for (workload, clock), median in zip(itertools.product(*params), medians or (), strict=False)
+        if isinstance(median, float) and not math.isnan(median)
+    }
+    paired = [one for one in run.series if (one.implementation, one.beside) == ("fused", "reference")]
+    if missing := {(one.workload, one.clock) for one in paired if one.clock in CLOCKS} - known:
+        raise RuntimeError(f"asv saved {path} without {sorted(missing)}")
+
+
+def _say_measured_with(result: Path, record: Path) -> None:
+    """Of a commit that was measured before, asv keeps the environment of then."""
+    content = json.loads(result.read_text())
+    content["env_vars"] = machine.measured_with(record)
+    store.write(result, json.dumps(content).encode())
 
 
 def _asv(*arguments: str, record: Path | None = None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = ".environment"  # ending of the file beside a commit's results that says what they were measured with
+from benchmarks.history.machine import MEASURED_WITH
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read(results: Path, commits: Sequence[str]) -> dict[Series, list[Point]]:
     """Every series of a folder of asv's results, its points in the order of `commits`; other commits are left out.
 
     Raises:
-        ValueError: a file is not asv's, or not an environment.
+        ValueError: the list of benchmarks is damaged.
     """
     from asv.results import iter_results
 
@@ -55,7 +55,7 @@ def read(results: Path, commits: Sequence[str]) -> dict[Series, list[Point]]:
     for result in iter_results(str(results)):
         if result.commit_hash not in order:
             continue
-        environment = _environment(results / result.params["machine"], result.commit_hash)
+        environment = {name.removeprefix(MEASURED_WITH).lower(): str(value) for name, value in result.env_vars.items()}
         for name in result.get_all_result_keys():
             about = meta.get(name, {})
             parameters = result.get_result_params(name)
@@ -83,17 +83,6 @@ def _benchmarks(results: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: damaged, {error}") from error
     return {name: about for name, about in found.items() if isinstance(about, dict)}
-
-
-def _environment(folder: Path, commit: str) -> dict[str, str]:
-    paths = sorted(folder.glob(f"{commit[:8]}*{ENVIRONMENT}"))
-    if not paths:
-        return {}
-    try:
-        fields = json.loads(paths[-1].read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{paths[-1]}: damaged, {error}") from error
-    return {name: str(value) for name, value in fields.items() if value is not None}
 
 
 def _number(value: Any) -> float | None:

@@ -1,8 +1,9 @@
 """Where history lives: a branch of results alone, which every runner appends to (`python -m benchmarks results`).
 
 Files are added or replaced on top of whatever the branch holds, never removed and never by force; where another runner
-was faster, once more on top of its commit. A ref remembers what was fetched or pushed last, so that only what was
-measured here since is pushed, and no older copy of another runner's file. Checkout and index stay untouched.
+was faster, once more on top of its commit, and where it measured the same commit, what both found is kept. A ref
+remembers what was fetched or pushed last, so that only what was measured here since is pushed, and no older copy of
+another runner's file. Checkout and index stay untouched.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import random
 import subprocess
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
-
-from benchmarks.history.points import ENVIRONMENT
 
 BRANCH = "benchmark-results"
 SYNCED = "refs/dllm-kernels/synced-results"  # the commit that the results here were last fetched from or pushed as
@@ -53,6 +54,7 @@ class Store:
         message = f"Results: {', '.join(changed[:5])}{more}"
         for attempt in range(TRIES):
             tip = self._tip()
+            self._merge(changed, tip)
             tree = self._tree_with(changed, tip)
             if tip and tree == self._git("rev-parse", f"{tip}^{{tree}}"):
                 self._git("update-ref", SYNCED, tip)
@@ -80,22 +82,38 @@ class Store:
         fetched = 0
         for name, blob in self._blobs(tip).items():
             if here.get(name) in (None, synced.get(name)) and here.get(name) != blob:
-                self._write(name, subprocess.run(
-                    ["git", "cat-file", "blob", blob], cwd=self.repository, capture_output=True, check=True
-                ).stdout)  # fmt: skip
+                write(self.results / name, self._content(blob))
                 fetched += 1
         self._git("update-ref", SYNCED, tip)
         return fetched
 
     def _changed_here(self) -> list[str]:
-        for path in self._files():
-            _expect_whole(path)
         synced = self._blobs(self._synced())
-        return [name for name, blob in self._blobs_here().items() if synced.get(name) != blob]
+        changed = [name for name, blob in self._blobs_here().items() if synced.get(name) != blob]
+        for name in changed:
+            path = self.results / name
+            if _whole(path.read_text()) is None:
+                raise ValueError(f"{path}: damaged; delete it, or measure that commit again")
+        return changed
+
+    def _merge(self, changed: Sequence[str], tip: str | None) -> None:
+        """Into the files of here what others pushed of the same commits meanwhile."""
+        synced, theirs = self._blobs(self._synced()), self._blobs(tip)
+        for name in changed:
+            blob = theirs.get(name)
+            if blob is None or blob == synced.get(name) or not _is_of_a_commit(name):
+                continue
+            ours = _whole((self.results / name).read_text())
+            other = _whole(self._content(blob).decode(errors="replace"))
+            if ours is not None and other is not None:
+                write(self.results / name, json.dumps(merged(ours, other)).encode())
+
+    def _content(self, blob: str) -> bytes:
+        command = ["git", "cat-file", "blob", blob]
+        return subprocess.run(command, cwd=self.repository, capture_output=True, check=True).stdout
 
     def _files(self) -> list[Path]:
-        kinds = (".json", ENVIRONMENT)
-        return sorted(path for path in self.results.rglob("*") if path.suffix in kinds and path.is_file())
+        return sorted(path for path in self.results.rglob("*.json") if path.is_file())
 
     def _blobs_here(self) -> dict[str, str]:
         names = [path.relative_to(self.results).as_posix() for path in self._files()]
@@ -142,13 +160,6 @@ class Store:
         found = self._run("rev-parse", "--verify", "--quiet", SYNCED)
         return found.stdout.strip() if found.returncode == 0 else None
 
-    def _write(self, name: str, content: bytes) -> None:
-        path = self.results / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        part.write_bytes(content)
-        os.replace(part, path)
-
     def _run(
         self, *arguments: str, input: str | None = None, environment: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
@@ -164,46 +175,100 @@ class Store:
         return done.stdout.removesuffix("\n")
 
 
-def _expect_whole(path: Path) -> None:
-    """A run that was killed while asv wrote leaves half a file."""
+def write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def _whole(text: str) -> dict[str, Any] | None:
+    """What a file holds; nothing where it is damaged: a run that was killed while asv wrote leaves half of one."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged, {error}; delete it or measure that commit again") from error
-    if path.suffix == ".json" and path.stem not in ("machine", "benchmarks"):
-        missing = {"commit_hash", "results", "result_columns", "date"} - set(content)
-        if missing:
-            raise ValueError(f"{path}: expected asv's results; it lacks {', '.join(sorted(missing))}")
+        content = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _is_of_a_commit(name: str) -> bool:
+    return PurePosixPath(name).name not in ("machine.json", "benchmarks.json")
+
+
+def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """asv's results of one commit from two runners: of every benchmark the later, filled in where only the other was
+    asked for that parameter.
+
+    asv keeps a benchmark's columns in a list, shorter where the last ones are empty; a parameter that was not asked
+    for has the value NaN.
+    """
+    if ours.get("result_columns") != theirs.get("result_columns"):
+        return ours
+    columns = ours["result_columns"]
+    started = columns.index("started_at")
+    results = dict(theirs["results"])
+    for name, row in ours["results"].items():
+        other = results.get(name)
+        if other is None:
+            results[name] = row
+        elif (_at(row, started) or 0) >= (_at(other, started) or 0):
+            results[name] = _filled(row, other, columns)
+        else:
+            results[name] = _filled(other, row, columns)
+    return {**ours, "results": results}
+
+
+def _at(row: list[Any], column: int) -> Any:
+    return row[column] if column < len(row) else None
+
+
+def _filled(row: list[Any], other: list[Any], columns: list[str]) -> list[Any]:
+    """`row` with the values that it has no number for and `other` has."""
+    value = columns.index("result")
+    same = all(_at(row, columns.index(name)) == _at(other, columns.index(name)) for name in ("params", "version"))
+    if not same or not isinstance(row[value], list) or not isinstance(other[value], list):
+        return row
+    missing = [
+        i
+        for i, (mine, its) in enumerate(zip(row[value], other[value], strict=True))
+        if _is_nan(mine) and not _is_nan(its)
+    ]
+    filled = []
+    for column, name in enumerate(columns):
+        mine, its = _at(row, column), _at(other, column)
+        if missing and its is not None and (name in ("result", "samples") or name.startswith("stats_")):
+            mine = [None] * len(row[value]) if mine is None else list(mine)
+            for i in missing:
+                mine[i] = its[i]
+        filled.append(mine)
+    return filled
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def thin(results: Path, older_than_days: int, today: datetime.date) -> int:
     """Drop the raw samples of commits older than that; medians, intervals and quartiles stay. How many files."""
+    from asv.results import Results, iter_results_paths
+
     limit = datetime.datetime.combine(today, datetime.time(), datetime.timezone.utc)
     limit -= datetime.timedelta(days=older_than_days)
     thinned = 0
-    for path in sorted(results.glob("*/*.json")):
-        if path.stem == "machine":
+    for folder, name, _machine in iter_results_paths(str(results)):
+        result = Results.load(str(Path(folder, name)))
+        if result.date / 1e3 >= limit.timestamp():
             continue
-        _expect_whole(path)
-        content = json.loads(path.read_text())
-        if content["date"] / 1e3 >= limit.timestamp() or not _drop_samples(content):
-            continue
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(content))
-        os.replace(part, path)
-        thinned += 1
+        keys = [key for key in result.get_all_result_keys() if result._samples[key] is not None]
+        for key in keys:
+            result.remove_samples(key)
+        if keys:
+            with tempfile.TemporaryDirectory(dir=results) as beside:  # asv would write over what it may not end
+                result.save(beside)
+                os.replace(Path(beside, Path(folder).name, name), Path(folder, name))
+            thinned += 1
     return thinned
-
-
-def _drop_samples(content: dict[str, Any]) -> bool:
-    """asv keeps columns by name, shorter where the last ones are empty."""
-    column = content["result_columns"].index("samples")
-    dropped = False
-    for values in content["results"].values():
-        if len(values) > column and values[column] is not None:
-            values[column] = None
-            dropped = True
-    return dropped
 
 
 def add_command(commands: Any, repository: Path, results: Path) -> None:

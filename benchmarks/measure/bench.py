@@ -240,13 +240,15 @@ class Bench:
             self.torch.cuda.empty_cache()
 
     def counts(self) -> dict[str, int]:
-        """What one fused call does, counted, not timed: GPU activities, waits of the host, allocations; and what its
-        kernels are made of (`machine_code.Code`)."""
+        """What one fused call does, counted, not timed: GPU activities, waits of the host, allocations and the most
+        memory that they hold at once; and what its kernels are made of (`machine_code.Code`)."""
         torch = self.torch
         if self.device == "cpu":
             return {}
         self._prepare()
         before = torch.cuda.memory_stats().get("allocation.all.allocated", 0)
+        torch.cuda.reset_peak_memory_stats()
+        held_bytes = torch.cuda.memory_allocated()
         with launched_kernels() as kernels:
             self._call("fused", self._next_logits())
         allocations = torch.cuda.memory_stats().get("allocation.all.allocated", 0) - before
@@ -256,6 +258,7 @@ class Bench:
             "launches": len(inside(events, "sample 0", gpu=True)),
             "synchronizations": len(waits),
             "allocations": allocations,
+            "peak_bytes": torch.cuda.max_memory_allocated() - held_bytes,
         }
         if kernels:
             counts |= dataclasses.asdict(machine_code.together(map(machine_code.read, kernels)))
