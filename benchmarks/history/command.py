@@ -173,11 +173,12 @@ def _table(found: Iterable[Change]) -> list[str]:
     lines = ["| commit | machine | series | change | before | after | environment |", "|---|---|---|--:|--:|--:|---|"]
     for one in found:
         commit = one.first[:10] if not one.between else f"{one.last_before[:10]}..{one.first[:10]}"
+        unit = _cell(one.series.unit)
         cells = [
-            commit, one.series.machine, one.series.name, size(one).split(maxsplit=1)[1],
-            f"{one.before:.4g} {one.series.unit}", f"{one.after:.4g} {one.series.unit}", environment_of(one),
+            commit, _cell(one.series.machine), _cell(one.series.name), size(one).split(maxsplit=1)[1],
+            f"{one.before:.4g} {unit}", f"{one.after:.4g} {unit}", _cell(environment_of(one)),
         ]  # fmt: skip
-        lines.append("| " + " | ".join(_cell(text) for text in cells) + " |")
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

@@ -91,8 +91,8 @@ def _number(value: Any) -> float | None:
 
 def _interval(stats: dict[str, Any] | None) -> tuple[float | None, float | None]:
     """asv writes infinite bounds where there were too few samples."""
-    low, high = (_number(value) for value in (stats or {}).get("ci_99", (None, None)))
-    return low, high
+    known = stats or {}
+    return _number(known.get("ci_99_a")), _number(known.get("ci_99_b"))
 
 
 def commits_of(repository: Path, revision: str = "HEAD") -> list[str]:

@@ -1,0 +1,236 @@
+"""Where a history bent: what is planted is named at its commit, what is not is not told, and the environment's is
+blamed on no commit. On histories that nobody measured."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.history import command
+from benchmarks.history.changes import Change, changes, narrowed
+from benchmarks.history.points import Point, Series, commits_of, read
+from tests import synthetic_history
+from tests.synthetic_history import Step, Updated
+
+TIME = Series("gpu", "bench.track_fused_us", (), "µs", True)
+
+
+def walk(seed: int, slowdown: float, commits: int = 60, noise: float = 0.01) -> tuple[list[str], int, list[Point]]:
+    """Commits, the place of the planted slowdown, points."""
+    draw = random.Random(seed)
+    names = [f"{number:040x}" for number in range(commits)]
+    place = draw.randrange(5, commits - 5)
+    values = [10 * math.exp(draw.gauss(0, noise)) * (slowdown if n >= place else 1) for n in range(commits)]
+    return names, place, [Point(name, value, None, None, {}) for name, value in zip(names, values, strict=True)]
+
+
+def test_a_slowdown_of_five_percent_is_named_at_its_commit_and_nothing_else() -> None:
+    exact = 0
+    for seed in range(100):
+        commits, place, points = walk(seed, 1.05)
+        found = changes(TIME, points, commits)
+        exact += [one.first for one in found] == [commits[place]]
+        assert all(one.worse for one in found)
+    assert exact >= 95
+
+
+def test_a_history_without_a_slowdown_is_told_as_such() -> None:
+    assert sum(bool(changes(TIME, points, commits)) for commits, _, points in (walk(n, 1.0) for n in range(100))) <= 2
+
+
+def test_the_interval_of_a_change_holds_its_size() -> None:
+    held = told = 0
+    for seed in range(200):
+        commits, place, points = walk(seed, 1.08)
+        for one in changes(TIME, points, commits):
+            if one.first == commits[place]:
+                told += 1
+                held += one.low <= 1.08 <= one.high
+    assert told >= 190
+    assert 0.90 <= held / told <= 0.99
+
+
+def test_slow_drift_below_the_noise_is_no_step_and_an_outlier_is_none() -> None:
+    commits, _, points = walk(3, 1.0)
+    points[30] = Point(commits[30], 15.0, None, None, {})
+    assert changes(TIME, points, commits) == []
+
+
+def test_two_steps_are_told_apart_and_directions_are_of_the_series() -> None:
+    commits, _, points = walk(5, 1.0)
+    levels = [1.0] * 20 + [1.2] * 20 + [0.9] * 20
+    points = [Point(p.commit, (p.value or 0) * level, None, None, {}) for p, level in zip(points, levels, strict=True)]
+    found = changes(TIME, points, commits)
+    assert [(one.first, one.worse) for one in found] == [(commits[20], True), (commits[40], False)]
+    speedup = Series("gpu", "bench.track_speedup", (), "x", False)
+    assert [one.worse for one in changes(speedup, points, commits)] == [False, True]
+
+
+def test_values_without_noise_have_steps_too() -> None:
+    commits = [f"{number:040x}" for number in range(20)]
+    points = [Point(name, 48.0 if n < 12 else 64.0, None, None, {}) for n, name in enumerate(commits)]
+    (found,) = changes(Series("gpu", "bench.track_registers", (), "registers", True), points, commits)
+    assert found.first == commits[12]
+    assert (found.before, found.after) == pytest.approx((48.0, 64.0))
+
+
+@pytest.mark.parametrize("known", [0, 1, 2])
+def test_too_few_points_tell_of_nothing(known: int) -> None:
+    commits, _, points = walk(1, 1.5)
+    assert changes(TIME, points[:known], commits) == []
+
+
+def test_commits_without_points_may_be_to_blame(tmp_path: Path) -> None:
+    history = synthetic_history.make(
+        tmp_path, commits=60, steps=[Step(33, 1.2, "fused")], not_measured={"nvidia-h100-80gb-hbm3": range(31, 36)}
+    )
+    found = command.bent(read(history.results, history.commits), history.commits)
+    assert {one.series.benchmark for one in found} == {"bench_post_process.track_fused_us"}
+    assert {(one.last_before, one.first, one.between) for one in found} == {
+        (history.commits[30], history.commits[36], 5)
+    }
+
+
+def test_a_step_that_comes_with_another_driver_is_not_blamed_on_the_commit_and_a_real_one_is(tmp_path: Path) -> None:
+    history = synthetic_history.make(
+        tmp_path,
+        commits=80,
+        steps=[Step(30, 1.06, "fused"), Step(55, 1.06, "fused")],
+        updates=[Updated(30, "driver", "590.11")],
+        seed=4,
+    )
+    found = command.bent(read(history.results, history.commits), history.commits)
+    by_place: dict[int, list[Change]] = {}
+    for one in found:
+        by_place.setdefault(history.commits.index(one.first), []).append(one)
+    assert set(by_place) == {30, 55}
+    assert all(one.environment == {"driver": ("580.159.04", "590.11")} for one in by_place[30])
+    assert all(one.environment == {} for one in by_place[55])
+
+
+def test_a_step_that_lands_one_point_beside_the_update_is_still_not_blamed() -> None:
+    """The first point with the new driver lies between both levels, and may belong to either."""
+    commits = [f"{number:040x}" for number in range(40)]
+    draw = random.Random(2)
+    values = [100 * math.exp(draw.gauss(0, 0.01)) * (1.05 if n >= 20 else 1) for n in range(40)]
+    values[20] = 102.0
+    points = [
+        Point(name, value, None, None, {"driver": "2" if n >= 20 else "1"})
+        for n, (name, value) in enumerate(zip(commits, values, strict=True))
+    ]
+    (found,) = changes(TIME, points, commits)
+    assert found.first == commits[21]
+    assert found.environment == {"driver": ("1", "2")}
+
+
+def test_an_update_next_to_a_step_that_is_clearly_a_commits_takes_no_blame() -> None:
+    commits = [f"{number:040x}" for number in range(40)]
+    draw = random.Random(2)
+    points = [
+        Point(
+            name, 100 * math.exp(draw.gauss(0, 0.005)) * (1.2 if n >= 21 else 1), None, None, {"driver": str(n >= 20)}
+        )
+        for n, name in enumerate(commits)
+    ]
+    (found,) = changes(TIME, points, commits)
+    assert (found.first, found.environment) == (commits[21], {})
+
+
+def test_what_a_projects_configuration_leaves_out_is_not_searched(tmp_path: Path) -> None:
+    history = synthetic_history.make(tmp_path, steps=[Step(30, 1.2)])
+    conf = '{\n  // a comment\n  "regressions_first_commits": {".*track_speedup.*": null, ".*track_fused.*": "abc"}\n}'
+    (history.repository / "asv.conf.json").write_text(conf)
+    without = command.left_out(history.repository)
+    found = command.bent(read(history.results, history.commits), history.commits, without)
+    names = {one.series.benchmark.rpartition(".")[2] for one in found}
+    assert "track_fused_us" in names
+    assert "track_speedup" not in names
+
+
+def test_points_are_in_the_order_of_the_commits_and_gaps_have_no_value(tmp_path: Path) -> None:
+    history = synthetic_history.make(tmp_path, commits=12, failed=[4])
+    points = read(history.results, history.commits)
+    assert len(points) == 5 * 8
+    for values in points.values():
+        assert [point.commit for point in values] == history.commits
+        assert [point.value is None for point in values] == [n == 4 for n in range(12)]
+        known = values[0]
+        assert known.low is not None
+        assert known.high is not None
+        assert known.low < (known.value or 0) < known.high
+
+
+def test_results_of_commits_that_are_no_longer_on_the_branch_are_left_out(tmp_path: Path) -> None:
+    history = synthetic_history.make(tmp_path, commits=10)
+    commits = commits_of(history.repository, f"{history.commits[5]}")
+    points = read(history.results, commits)
+    assert all(len(values) == 6 for values in points.values())
+
+
+def test_a_revision_that_is_none_is_an_error(tmp_path: Path) -> None:
+    history = synthetic_history.make(tmp_path, commits=2)
+    with pytest.raises(ValueError, match="nowhere: expected a revision"):
+        commits_of(history.repository, "nowhere")
+
+
+@pytest.mark.parametrize("culprit", range(1, 9))
+def test_halving_names_the_culprit_beside_commits_that_cannot_be_measured(culprit: int) -> None:
+    commits = [str(number) for number in range(9)]
+    asked: list[str] = []
+
+    def is_bad(commit: str) -> bool | None:
+        asked.append(commit)
+        return None if commit == "4" and culprit not in (4, 5) else int(commit) >= culprit
+
+    assert narrowed(commits, "0", "8", is_bad) == (str(culprit - 1), str(culprit))
+    assert len(asked) == len(set(asked)) <= 5
+
+
+def test_halving_says_how_far_it_came_where_nothing_can_be_told() -> None:
+    commits = [str(number) for number in range(6)]
+    assert narrowed(commits, "0", "5", lambda commit: None) == ("0", "5")
+    assert narrowed(commits, "0", "5", lambda commit: False if commit == "1" else None) == ("1", "5")
+
+
+def make_change(**fields: object) -> Change:
+    name = "bench_post_process.Quick.track_fused_us"
+    known = {
+        "series": Series("gpu", name, ("1x32x128000-fp16-100", "device_us"), "µs", True),
+        "last_before": "a" * 40, "first": "b" * 40, "before": 10.0, "after": 10.5, "low": 1.04, "high": 1.06,
+        "between": 0, "environment": {},
+    }  # fmt: skip
+    return Change(**{**known, **fields})  # type: ignore[arg-type]
+
+
+def test_an_issue_blames_commits_and_sets_the_environments_apart() -> None:
+    text = command.issue(
+        [make_change(), make_change(environment={"driver": ("1", "2")}), make_change(after=9.0, low=0.8, high=0.95)]
+    )
+    blamed, _, coincided = text.partition("### Slower since the environment changed")
+    assert "### Performance became worse" in blamed
+    assert blamed.count("bbbbbbbbbb") == 1
+    assert "+5.0% [+4.0%, +6.0%]" in blamed
+    assert "driver 1 to 2" in coincided
+    assert "-10.0%" not in text
+
+
+def test_an_issue_of_nothing_worse_says_so() -> None:
+    assert command.issue([make_change(after=9.0, low=0.8, high=0.95)]) == "No series became worse."
+
+
+def test_names_from_a_results_file_are_no_markup() -> None:
+    evil = Series("gpu", "b.track_x", ("@everyone | <img src=x> [a](http://e.example) `x`",), "|", True)
+    text = command.issue([make_change(series=evil)])
+    (row,) = [line for line in text.splitlines() if "track_x" in line]
+    assert row.count(" | ") == 6
+    assert "`track_x(@everyone <img src=x> [a](http://e.example) x )`" in row
+
+
+def test_the_terminal_names_commit_message_machine_and_size() -> None:
+    text = command.told([make_change(), make_change(between=3)], {"b" * 40: "Loads are narrower"})
+    assert text.startswith("bbbbbbbbbb  Loads are narrower\n  on gpu\n    worse  +5.0% [+4.0%, +6.0%]  track_fused_us(")
+    assert "one of the 3 commits after aaaaaaaaaa" in text
+    assert command.told([], {}) == "No series changed."
