@@ -99,14 +99,18 @@ import importlib, pkgutil, re, sys, benchmarks
 pattern = re.compile("(time|timeraw|track|peakmem|mem)_|(Time|Track|PeakMem|Mem)[A-Z]")
 for module in pkgutil.iter_modules(benchmarks.__path__, "benchmarks."):
     if not module.name.endswith("__main__"):
-        names = vars(importlib.import_module(module.name))
-        print(*(f"{module.name}.{name}" for name in names if pattern.match(name)))
+        for name, one in vars(importlib.import_module(module.name)).items():
+            members = [name] if not isinstance(one, type) else [f"{name}.{member}" for member in dir(one)]
+            if not name.startswith("_"):
+                print(*(f"{module.name}.{member}" for member in members if pattern.match(member.split(".")[-1])))
 print("torch" in sys.modules, "triton" in sys.modules)
 """
     *names, loaded = run_python(program).splitlines()
     found = {name for line in names for name in line.split()}
-    series = ("track_fused_us", "track_reference_us", "track_relative", "track_speedup")
-    assert found == {f"benchmarks.bench_post_process.{name}" for name in series}
+    times = ("track_fused_us", "track_reference_us", "track_relative", "track_speedup")
+    suite = {"Quick": times, "Others": times, "Compiled": ("track_registers", "track_instructions")}
+    suite |= dict.fromkeys(("QuickOnDevice", "OthersOnDevice"), ("track_bandwidth_share", "track_peak_bytes"))
+    assert found == {f"benchmarks.bench_post_process.{name}.{one}" for name, every in suite.items() for one in every}
     assert loaded == "False False", "asv starts a process for every series and parameter: PyTorch would slow each"
 
 
