@@ -4,11 +4,12 @@ real."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.history.machine import this_machine
 from benchmarks.history.points import commits_of, read
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +41,9 @@ def has_gpu():
 
 def measure(chosen, *, processes=3, seed=0, **_):
     """Draws about the package's own speed."""
+    import json
     import os
+
     import dllm_kernels
 
     draw = random.Random(f"{dllm_kernels.FUSED_US} {seed}")
@@ -50,10 +54,7 @@ def measure(chosen, *, processes=3, seed=0, **_):
         for process in range(processes)
     ]
     commit, dirty = machine.commit_of(Path(dllm_kernels.__file__).parent)
-    environment = Environment(
-        device=os.environ.get("MEASURED_WITH_DEVICE", "Test CPU"), device_type="cpu", device_hash=None, cpu_cores=2,
-        python="3", torch="2", triton=None, cuda=None, driver=None, commit=commit, dirty=dirty,
-    )
+    environment = Environment(**{**json.loads(os.environ["THIS_MACHINE"]), "commit": commit, "dirty": dirty})
     return Run(
         created="2026-01-01T00:00:00+00:00", command="stand-in", seconds=1.0, seed=seed, base=None, skipped=(),
         environment=environment, workloads=tuple(one.name for one in chosen), clock_methods=CLOCK_METHODS["cpu"],
@@ -107,11 +108,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
+@functools.cache
+def described() -> str:
+    return json.dumps(dataclasses.asdict(this_machine()))
+
+
 def run(folder: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
         [sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True, check=False,
-        env={**environment, "HOME": str(home), "COLUMNS": "200"},
+        env={**environment, "HOME": str(home), "COLUMNS": "200", "THIS_MACHINE": described()},
     )  # fmt: skip
 
 
@@ -227,7 +233,7 @@ def test_publish_and_preview_show_the_regression(measured: Path, home: Path) -> 
         with urllib.request.urlopen(f"{address.rstrip('/')}/index.json", timeout=10) as answer:
             assert json.load(answer)["project"] == "dllm-kernels"
     finally:
-        server.send_signal(signal.SIGINT)
+        server.terminate()
         server.wait(timeout=10)
         if server.stdout is not None:
             server.stdout.close()
