@@ -24,7 +24,7 @@ help:
 	@echo "make lint       check style, types, workflows, Dockerfile"
 	@echo "make codegen    compile the kernels for every architecture, without a GPU, and hold them against what was reviewed"
 	@echo "make format     rewrite what ruff can mend"
-	@echo "make dashboard  publish the dashboard from the latest record and the history"
+	@echo "make dashboard  build the dashboard from the history here, or else from the demonstration in the repository"
 	@echo "make image      build the Docker image"
 	@echo "make clean      remove everything that the others made"
 

@@ -34,6 +34,8 @@ from benchmarks import (
 )
 from benchmarks.history import command, machine, store
 from benchmarks.measure import sides
+from benchmarks.site import command as dashboard
+from benchmarks.site.overview import Verdict
 
 OUTPUT = Path(__file__).resolve().parent.parent / ".bench"
 USAGE_ERROR = 2
@@ -139,9 +141,6 @@ def _parser() -> argparse.ArgumentParser:
         "bench", parents=[measuring, judging], help="the whole path, from measuring to the page"
     )
     bench.set_defaults(command=_bench)
-    dashboard = commands.add_parser("dashboard", help="publish the page from a record and the history as it is")
-    dashboard.add_argument("record", type=Path, nargs="?", default=OUTPUT / "latest.json")
-    dashboard.set_defaults(command=_dashboard)
     recording = commands.add_parser("record", help="write a record into asv's results, as its commit's")
     recording.add_argument("record", type=Path, nargs="?", default=OUTPUT / "latest.json")
     recording.set_defaults(command=_record)
@@ -149,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     naming.set_defaults(command=_machine)
     command.add_command(commands, history.ROOT, history.RESULTS)
     store.add_command(commands, history.ROOT, history.RESULTS)
+    dashboard.add_command(commands, history.ROOT, OUTPUT)
     selftest.add_command(commands)
     doctor.add_command(commands)
     codegen.add_command(commands)
@@ -208,7 +208,9 @@ def _noise(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     run, judgement = _measure_and_judge(options)
-    page = history.record_and_publish(options.output, run, judgement, OUTPUT / "dashboard")
+    history.record(options.output, run)
+    verdict = Verdict(machine.machine_name(run.environment), run, judgement)
+    page = dashboard.build(OUTPUT / "dashboard", history.ROOT, verdict=verdict)
     _show(run, judgement, options)
     if not options.json:
         print(f"Record:    {options.output}")
@@ -261,13 +263,6 @@ def _record(options: argparse.Namespace) -> int:
 
 def _machine(_options: argparse.Namespace) -> int:
     print(machine.register(machine.this_machine()))
-    return 0
-
-
-def _dashboard(options: argparse.Namespace) -> int:
-    run = results.load(results.Run, options.record)
-    judgement = gate.judge(run, session.case_of(run, asked=run.workloads))
-    print(f"Dashboard: {history.publish(run, judgement, OUTPUT / 'dashboard')}")
     return 0
 
 

@@ -13,6 +13,7 @@ import pytest
 from benchmarks import __main__ as cli
 from benchmarks import gate, history, measure, results, session, verification
 from benchmarks.policy import Policy
+from benchmarks.site import command as dashboard
 from benchmarks.workloads import WORKLOADS
 from tests.records import GPU, NAME, make_noise, make_run, steady
 
@@ -119,7 +120,8 @@ def test_bench_measures_more_where_in_doubt_and_stops(tmp_path, monkeypatch, cap
         return dataclasses.replace(run, series=tuple(shifted), checks=tuple(checks))
 
     monkeypatch.setattr(measure, "measure", fake_measure)
-    monkeypatch.setattr(history, "record_and_publish", lambda record, run, judgement, site: site / "index.html")
+    monkeypatch.setattr(history, "record", lambda record, run: True)
+    monkeypatch.setattr(dashboard, "build", lambda output, repository, verdict: output / "index.html")
     output = tmp_path / "latest.json"
     assert cli.main(["bench", "--workload", NAME, "--processes", "1", "--output", str(output)]) == 0
     assert asked == [(1, 0), (3, 1)]
@@ -230,7 +232,8 @@ def test_a_part_is_a_pass_of_a_measurement_only_where_it_was_asked_for(tmp_path,
     """What the machine was to measure and did not is missed, though the record does not name it."""
     monkeypatch.setattr(measure, "measure", lambda chosen, **_: make_run(steady()))
     monkeypatch.setattr(measure, "has_gpu", lambda: True)
-    monkeypatch.setattr(history, "record_and_publish", lambda record, run, judgement, site: site / "index.html")
+    monkeypatch.setattr(history, "record", lambda record, run: True)
+    monkeypatch.setattr(dashboard, "build", lambda output, repository, verdict: output / "index.html")
     output = ["--output", str(tmp_path / "latest.json")]
     assert cli.main(["bench", "--workload", NAME, *output]) == 0
     assert cli.main(["bench", *output]) == 3

@@ -86,6 +86,10 @@ def test_judging_neither_measures_nor_loads_torch(name: str) -> None:
     assert "torch" not in {name.partition(".")[0] for name in imports(path)}
 
 
+def test_the_dashboard_loads_no_torch() -> None:
+    assert run_python("import benchmarks.site.command, sys; print('torch' in sys.modules)") == "False"
+
+
 def test_benchmarks_use_the_public_api_alone() -> None:
     for path in (ROOT / "benchmarks").rglob("*.py"):
         private = {name for name in imports(path) if name.startswith("dllm_kernels.") and name.count(".") > 1}

@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench_post_process, gate, history, results
+from benchmarks.history.machine import machine_name
 from benchmarks.history.points import read
 from benchmarks.results import Check, Environment, Run, Series
+from benchmarks.site import command as dashboard
+from benchmarks.site.overview import Verdict
 
 ROOT = Path(__file__).parent.parent
 WORKLOAD = "1x32x128000-fp16-100"
@@ -63,15 +66,15 @@ def here(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # under which nothing is compiled
     monkeypatch.setattr(history, "ROOT", checkout)
     monkeypatch.setattr(history, "RESULTS", checkout / ".asv" / "results")
-    monkeypatch.setattr(history, "HTML", checkout / ".asv" / "html")
     return checkout
 
 
 def record_and_publish(folder: Path, run: Run) -> Path:
     record = folder / ".bench" / "latest.json"
     results.save(run, record)
-    judgement = gate.judge(run, gate.Case())
-    return history.record_and_publish(record, run, judgement, folder / ".bench" / "dashboard")
+    history.record(record, run)
+    verdict = Verdict(machine_name(run.environment), run, gate.judge(run, gate.Case()))
+    return dashboard.build(folder / ".bench" / "dashboard", folder, verdict=verdict)
 
 
 def stored_medians(folder: Path, commit: str, series: str) -> list[float]:

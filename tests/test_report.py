@@ -72,7 +72,7 @@ def test_page_needs_no_network(passing, failing):
         html = report.page(run, judgement, "asv/index.html")
         parser = _Links()
         parser.feed(html)
-        assert parser.links == ["asv/index.html"]
+        assert [link for link in parser.links if link != "data:,"] == ["asv/index.html"]
         assert "http" not in html.replace("http-equiv", "")
         for verdict in judgement.verdicts:
             assert verdict.workload in html

@@ -1,4 +1,4 @@
-"""The asv history of this repository, fed by the record that was judged, and the dashboard over both.
+"""The asv history of this repository, fed by the record that was judged.
 
 History takes clean commits only. What asv's results say is in `points`, where they bent in `changes`, how runners share
 them in `store`, and under which name a machine's are kept in `machine`.
@@ -10,32 +10,18 @@ import itertools
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import report
 from benchmarks.bench_post_process import CLOCKS, RECORD
-from benchmarks.gate import Judgement
 from benchmarks.history import machine, store
 from benchmarks.results import Run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / ".asv" / "results"
-HTML = ROOT / ".asv" / "html"
-
-
-def record_and_publish(path: Path, run: Run, judgement: Judgement, site: Path) -> Path:
-    """Add the judged run to the history, if it may enter; publish; the front page's path.
-
-    Raises:
-        RuntimeError: asv failed, or saved nothing.
-    """
-    record(path, run)
-    return publish(run, judgement, site)
 
 
 def record(path: Path, run: Run) -> bool:
@@ -74,23 +60,6 @@ def add(path: Path, run: Run, commit: str) -> None:
     for result in saved:
         _expect_all_saved(result, run)
         _say_measured_with(result, path)
-
-
-def publish(run: Run, judgement: Judgement, site: Path) -> Path:
-    """Write the site: the front page, and asv's own pages beside it where there is a history."""
-    site.mkdir(parents=True, exist_ok=True)
-    history_link = None
-    if RESULTS.exists():
-        shutil.rmtree(HTML, ignore_errors=True)
-        with Console().status("Publishing the history"):
-            _asv("publish", "--no-pull")
-            _run([sys.executable, "-m", "asv_tachyon", "install", str(HTML)])
-        shutil.rmtree(site / "asv", ignore_errors=True)
-        shutil.copytree(HTML, site / "asv")
-        history_link = "asv/index.html"
-    page = site / "index.html"
-    page.write_text(report.page(run, judgement, history_link))
-    return page
 
 
 def _stamps(folder: Path, commit: str) -> dict[Path, int]:

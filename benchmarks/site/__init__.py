@@ -1,0 +1,160 @@
+"""The dashboard: an overview of the history on one page, the gate's last verdict, and asv's pages as the explorer.
+
+`build` takes asv's results, any project's, and a repository; what it writes needs no network and opens from a folder.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.history import changes, points
+from benchmarks.site import commits, explorer
+from benchmarks.site.curves import Curve
+from benchmarks.site.overview import Verdict
+from benchmarks.site.page import Page
+from benchmarks.site.survey import Survey, survey
+
+NOISE = Path(__file__).parent.parent / "baselines" / "noise"
+CONFIG = "asv.conf.json"
+PARTS = {"index.html", "verdict.html", "assets", "data", "asv"}  # of a site
+STEPS = 5  # that `build` tells of
+
+
+def build(
+    source: Path,
+    repository: Path,
+    output: Path,
+    *,
+    branch: str = "HEAD",
+    verdict: Verdict | None = None,
+    noise: Path = NOISE,
+    remark: str = "",
+    step: Callable[[str], None] = lambda text: None,
+) -> Path:
+    """Write the site into `output`, in place of an earlier one; the path of its first page.
+
+    Args:
+        source: asv's results; where there are none, the page says so.
+        repository: that the results are of; commits count as they lie on `branch`.
+        verdict: a judged record, for `verdict.html`.
+        noise: folder of what is known of machines' noise, by machine.
+        remark: what the page should say of where the results come from.
+        step: is told what begins, `STEPS` times.
+
+    Raises:
+        ValueError: there is no such revision, `output` holds something else than a site, or a file that all others
+            depend on is damaged. Other damaged files are listed on the page.
+        RuntimeError: asv failed.
+    """
+    _refuse_what_is_no_site(output)
+    step("reading commits")
+    order = points.commits_of(repository, branch)
+    known = commits.described(repository, branch)
+    history = [known[one] for one in order]
+    config = _asv_config(repository, source)
+    step("reading results")
+    found = survey(source, order) if source.is_dir() else Survey()
+    with tempfile.TemporaryDirectory() as folder:
+        series = _series(source, found, order, Path(folder))
+        step("looking for changes")
+        curves = _curves(series, order, config)
+        step("asv's pages")
+        part = Path(folder, "site")
+        link = commits.link_prefix(repository, config)
+        has_explorer = bool(found.sound) and (source / "benchmarks.json").exists()
+        part.mkdir()
+        if has_explorer:
+            everything = _staged(
+                source, [path for paths in found.sound.values() for path in paths], Path(folder, "all")
+            )
+            explorer.unite(everything)
+            explorer.publish(everything, repository, branch, config, link, history, part / "asv")
+        step("writing the overview")
+        page = Page(
+            project=str(config.get("project") or repository.resolve().name),
+            branch=branch,
+            commits=history,
+            curves=curves,
+            survey=found,
+            strays=commits.described_strays(repository, found.strays),
+            link=link,
+            noise=noise,
+            verdict=verdict,
+            explorer=has_explorer,
+            remark=remark,
+        )
+        page.write(part, source)
+        shutil.rmtree(output, ignore_errors=True)
+        shutil.copytree(part, output)
+    return output / "index.html"
+
+
+def _refuse_what_is_no_site(output: Path) -> None:
+    others = sorted({path.name for path in output.iterdir()} - PARTS) if output.is_dir() else []
+    if others:
+        raise ValueError(
+            f"--output: expected a new folder or an earlier site, which is replaced; {output} holds {others[0]}"
+        )
+
+
+def _asv_config(repository: Path, source: Path) -> dict[str, Any]:
+    """Of the project, which may keep it beside its results; empty where there is none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from asv import util
+
+    places = (repository, source.parent, source.parent.parent)
+    path = next((place / CONFIG for place in places if (place / CONFIG).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        found = util.load_json(str(path), js_comments=True)
+    except util.UserError as error:
+        raise ValueError(f"{path}: damaged, {error}") from error
+    return dict(found)
+
+
+def _staged(source: Path, paths: Iterable[Path], folder: Path) -> Path:
+    """Links to these results and to what they need, in a folder of their own: asv reads whatever lies in one."""
+    folder.mkdir()
+    shutil.copy(source / "benchmarks.json", folder)
+    for path in paths:
+        machine = folder / path.parent.name
+        if not machine.exists():
+            machine.mkdir()
+            shutil.copy(path.parent / "machine.json", machine)
+        (machine / path.name).symlink_to(path.resolve())
+    return folder
+
+
+def _series(
+    source: Path, found: Survey, order: Sequence[str], folder: Path
+) -> dict[tuple[str, points.Series], list[points.Point]]:
+    """By asv's environment, where there are several, and series."""
+    series: dict[tuple[str, points.Series], list[points.Point]] = {}
+    for number, (environment, paths) in enumerate(sorted(found.sound.items())):
+        staged = _staged(source, paths, folder / str(number))
+        name = environment if len(found.sound) > 1 else ""
+        series |= {(name, one): measured for one, measured in points.read(staged, order).items()}
+    return series
+
+
+def _curves(
+    series: dict[tuple[str, points.Series], list[points.Point]], order: Sequence[str], config: dict[str, Any]
+) -> list[Curve]:
+    ignored = [name for name, first in config.get("regressions_first_commits", {}).items() if first is None]
+    curves = []
+    names = sorted({one.benchmark for _, one in series})
+    ordered = sorted(series.items(), key=lambda item: (names.index(item[0][1].benchmark), item[0][1].machine))
+    for number, ((environment, one), known) in enumerate(ordered):
+        judged = not any(re.match(pattern, one.benchmark) for pattern in ignored)
+        found = changes.changes(one, known, order)
+        curves.append(Curve(f"s{number}", one, environment, known, found, judged))
+    return curves

@@ -1,0 +1,108 @@
+"""Where history bent, and where what it was measured with changed: steps of many series told as one. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.history.changes import Change
+from benchmarks.site.commits import Commit
+from benchmarks.site.curves import Curve
+
+NEIGHBOURS = 2  # measured commits within which series may place the same step: noise moves it by one or two
+
+
+@dataclass(frozen=True)
+class EnvironmentChange:
+    machine: str
+    commit: Commit
+    last_before: Commit
+    differences: dict[str, tuple[str, str]]  # before, after
+    steps: int  # of series, that came with it
+
+
+@dataclass(frozen=True)
+class Bend:
+    """Where series of one machine changed at the same commit, in the same direction."""
+
+    machine: str
+    commit: Commit
+    last_before: Commit
+    worse: bool
+    environment: dict[str, tuple[str, str]]
+    between: int  # commits that were not measured
+    changes: tuple[tuple[Curve, Change], ...]  # largest first
+
+    @property
+    def largest(self) -> Change:
+        return self.changes[0][1]
+
+
+def size(change: Change) -> float:
+    """By which share a series became worse or better: 0.05 whether it takes 5 % longer or reaches 1/1.05 as much."""
+    return max(change.ratio, 1 / change.ratio) - 1
+
+
+def bends(curves: Sequence[Curve], commits: Sequence[Commit]) -> list[Bend]:
+    """All changes, those of a commit together, newest first."""
+    places = {one.hash: number for number, one in enumerate(commits)}
+    groups: dict[tuple[str, bool, bool, str], list[tuple[Curve, Change]]] = {}
+    for curve in curves:
+        for change in curve.changes:
+            key = (change.series.machine, change.worse, bool(change.environment), change.first)
+            groups.setdefault(key, []).append((curve, change))
+    for key in sorted(groups, key=lambda key: (len(groups[key]), str(key))):  # the few join the many beside them
+        beside = [
+            other
+            for other in groups
+            if other != key and other[:3] == key[:3] and len(groups[other]) >= len(groups[key])
+            and _measured_between(groups[key], places[key[3]], places[other[3]], places) <= NEIGHBOURS
+        ]  # fmt: skip
+        if beside:
+            groups[max(beside, key=lambda other: len(groups[other]))] += groups.pop(key)
+    found = [_bend(key[3], group, {one.hash: one for one in commits}) for key, group in groups.items()]
+    return sorted(found, key=lambda one: (places[one.commit.hash], size(one.largest)), reverse=True)
+
+
+def _measured_between(group: Sequence[tuple[Curve, Change]], one: int, other: int, places: dict[str, int]) -> int:
+    first, last = min(one, other), max(one, other)
+    return sum(first < places[point.commit] <= last for point in group[0][0].known)
+
+
+def _bend(commit: str, group: Sequence[tuple[Curve, Change]], by_hash: dict[str, Commit]) -> Bend:
+    ordered = tuple(sorted(group, key=lambda pair: (pair[1].first != commit, -size(pair[1]))))
+    first = ordered[0][1]
+    before = by_hash[first.last_before]
+    environment, between = first.environment, first.between
+    return Bend(first.series.machine, by_hash[commit], before, first.worse, environment, between, ordered)
+
+
+def environment_changes(curves: Sequence[Curve], commits: Sequence[Commit]) -> list[EnvironmentChange]:
+    """Where a machine's points began to be measured with something else, newest first."""
+    places = {one.hash: number for number, one in enumerate(commits)}
+    known: dict[str, dict[str, dict[str, str]]] = {}
+    for curve in curves:
+        for point in curve.points:
+            if point.environment:
+                known.setdefault(curve.series.machine, {})[point.commit] = point.environment
+    found = []
+    for machine, environments in known.items():
+        before: dict[str, str] = {}
+        last = None
+        for commit in sorted(environments, key=places.__getitem__):
+            now = environments[commit]
+            differences = {name: (before[name], now[name]) for name in now if before.get(name, now[name]) != now[name]}
+            if differences and last is not None:
+                steps = sum(
+                    any(
+                        one.environment and abs(places[one.first] - places[commit]) <= NEIGHBOURS
+                        for one in curve.changes
+                    )
+                    for curve in curves
+                    if curve.series.machine == machine
+                )
+                found.append(
+                    EnvironmentChange(machine, commits[places[commit]], commits[places[last]], differences, steps)
+                )
+            before, last = {**before, **now}, commit
+    return sorted(found, key=lambda one: places[one.commit.hash], reverse=True)

@@ -1,0 +1,77 @@
+"""asv's own pages of the same results, with asv-tachyon: every series with every filter, below `asv/`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.history.machine import MEASURED_WITH
+from benchmarks.site.commits import Commit
+
+# Of asv's own pages, which load scripts from other hosts. asv-tachyon needs none of it.
+UNUSED = (
+    "index.legacy.html", "error.html", "asv.css", "asv.js", "asv_ui.js", "graphdisplay.js",
+    "jquery.flot.axislabels.js", "regressions.css", "regressions.js", "summarygrid.js", "summarylist.css",
+    "summarylist.js", "swallow.ico", "swallow.png",
+)  # fmt: skip
+KEPT = ("project", "project_url", "hash_length", "regressions_first_commits", "regressions_thresholds")
+
+
+def publish(
+    results: Path,
+    repository: Path,
+    branch: str,
+    config: dict[str, Any],
+    link: str,
+    commits: Iterable[Commit],
+    html: Path,
+) -> None:
+    """Have asv publish and asv-tachyon install itself into `html`.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    chosen = {name: config[name] for name in KEPT if name in config}
+    chosen["show_commit_url"] = link or "#"
+    path = results / "asv.conf.json"
+    path.write_text(
+        json.dumps(
+            {
+                "version": 1, "project": repository.resolve().name, **chosen, "dvcs": "git",
+                "repo": str(repository.resolve()), "branches": [branch], "results_dir": str(results),
+                "html_dir": str(html.resolve()), "environment_type": "virtualenv",
+            }
+        )
+    )  # fmt: skip
+    _run("asv", "--config", str(path), "publish", "--no-pull")
+    _run("asv_tachyon", "install", str(html))
+    for name in UNUSED:
+        (html / name).unlink(missing_ok=True)
+    subjects = {"by_hash": {one.hash: one.subject for one in commits}}
+    wanted: dict[str, Any] = {"commits.json": subjects, "profiles.json": {"paths": {}}, "regressions-ignore.json": []}
+    for name, content in wanted.items():
+        (html / name).write_text(json.dumps(content))
+
+
+def unite(results: Path) -> None:
+    """Replace links to results by copies that do not say what was measured with: asv starts another curve for each
+    version of anything."""
+    for path in results.glob("*/*.json"):
+        content = json.loads(path.read_text())
+        variables = content.get("env_vars") or {}
+        kept = {name: value for name, value in variables.items() if not name.startswith(MEASURED_WITH)}
+        if kept != variables:
+            path.unlink()
+            path.write_text(json.dumps({**content, "env_vars": kept}))
+
+
+def _run(module: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        output = (done.stdout + done.stderr).strip()
+        raise RuntimeError(f"{' '.join(command[1:])} ended with exit code {done.returncode}:\n{output}")

@@ -1,0 +1,570 @@
+"""The dashboard without a browser: what it says of histories with something planted in them, of other projects'
+results, and of what is missing or damaged. With real repositories, asv and asv-tachyon."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as cli
+from benchmarks import gate, results, session, site, stats
+from benchmarks.history.changes import changes
+from benchmarks.history.points import Point, Series
+from benchmarks.policy import Policy
+from benchmarks.results import Noise, NoiseRecord
+from benchmarks.site import bends, command, commits, drawing, overview, units
+from benchmarks.site.commits import Commit
+from benchmarks.site.curves import Curve, State
+from benchmarks.site.overview import Verdict
+from benchmarks.site.survey import survey
+from tests.records import make_run, steady
+from tests.synthetic_history import MACHINES, Benchmark, History, Step, Updated, make
+
+SPEEDUP = "bench_post_process.track_speedup"
+EVIL = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
+OTHERS = (
+    Benchmark("sorting.time_sort", "seconds", 0.0032, {"n": ("10", "1000"), "kind": ("quick", EVIL)}, None, "time"),
+    Benchmark("loading.peakmem_load", "bytes", 52e6, {}, None, "peakmemory"),
+)  # fmt: skip
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would make of it: elements with their attributes, and the text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+    def all(self, tag: str, name: str) -> list[str]:
+        return [attributes[name] or "" for one, attributes in self.elements if one == tag and name in attributes]
+
+
+def data_of(site_folder: Path, name: str, machine: str = MACHINES[0]) -> dict:
+    """The points of a series, as the page's script gets them."""
+    for path in (site_folder / "data" / "series").glob("*.js"):
+        found = re.fullmatch(r"dashboard\.series\(\"\w+\", (.*)\);\n", path.read_text())
+        assert found, path
+        content = json.loads(found[1])
+        if content["name"] == name and content["machine"] == machine:
+            return content
+    raise AssertionError(f"no data of {name}")
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[History, Path]:
+    """A slowdown by commit 50 of 60 on one machine, another driver at 30 with a step, nothing on another machine;
+    results of a commit that is not on the branch; a damaged file."""
+    folder = tmp_path_factory.mktemp("planted")
+    history = make(
+        folder,
+        machines=(MACHINES[0], "calm"),
+        noise=0.003,
+        steps=[Step(50, 1.05, "fused", "h100"), Step(50, 1.05, "speedup", "h100"), Step(30, 1.08, "", "h100")],
+        updates=[Updated(30, "driver", "590.11", "h100")],
+        failed=[10, 11],
+        not_measured={"calm": [58, 59]},
+        subjects={50: f"Planted {EVIL}"},
+    )
+    subprocess.run(
+        ["git", "remote", "add", "origin", "git@github.com:someone/project.git"], cwd=history.repository, check=True
+    )
+    (history.repository / "asv.conf.json").write_text(
+        '// as of this repository\n{"project": "kernels", "regressions_first_commits": {".*reference.*": null}}'
+    )
+    stray = json.loads((history.results / "calm" / f"{history.commits[0][:8]}-shared-py3.json").read_text())
+    stray["commit_hash"] = "f" * 40
+    (history.results / "calm" / "ffffffff-shared-py3.json").write_text(json.dumps(stray))
+    (history.results / "calm" / f"{history.commits[1][:8]}-shared-py3.json").write_text('{"commit_hash": ')
+    page = site.build(history.results, history.repository, folder / "site")
+    return history, page
+
+
+def test_the_overview_answers_at_once(planted: tuple[History, Path]) -> None:
+    history, path = planted
+    page = Page(path)
+    assert f"Worse on {MACHINES[0]} since {history.commits[50][:10]}" in page.words.partition("Machines")[0]
+    assert "Planted <img src=x" in page.words
+    assert f"https://github.com/someone/project/commit/{history.commits[50]}" in page.all("a", "href")
+    assert "12.0 %" in page.words or "11.1 %" in page.words, "distance to the limit"
+
+
+def test_the_chart_has_the_planted_change_at_its_commit(planted: tuple[History, Path]) -> None:
+    _, path = planted
+    data = data_of(path.parent, "track_speedup(1x32x128000-fp16-100, device_us)")
+    assert [(one["place"], one["worse"], bool(one["environment"])) for one in data["changes"]] == [
+        (30, True, True), (50, True, False),
+    ]  # fmt: skip
+    assert data["places"] == list(range(60))
+    assert data["values"][10:12] == [None, None], "a gap, not a zero"
+    assert data["low"][50] < data["values"][50] < data["high"][50]
+    assert [one["place"] for one in data["environments"]] == [30]
+
+
+def test_another_driver_is_named_and_no_commit_blamed_for_its_step(planted: tuple[History, Path]) -> None:
+    history, path = planted
+    words = Page(path).words
+    assert "driver 580.159.04 → 590.11" in words
+    assert "Came with driver 580.159.04 → 590.11: no commit is blamed" in words
+    before, _, after = words.partition("What else changed")
+    assert history.commits[30][:10] in after
+    blamed = re.findall(r"(?:worse|better) [+-][\d.]+ %.*?([0-9a-f]{10})", before.partition("Where history bent")[2])
+    assert blamed == [history.commits[50][:10]]
+
+
+def test_a_machine_without_the_latest_commit_says_so(planted: tuple[History, Path]) -> None:
+    history, path = planted
+    words = Page(path).words
+    assert f"Fine up to {history.commits[57][:10]}" in words
+    assert f"Measured up to {history.commits[57][:10]}: 2 commits of the branch came since." in words
+
+
+def test_results_that_are_not_shown_are_counted_and_named(planted: tuple[History, Path]) -> None:
+    history, path = planted
+    words = Page(path).words.partition("Not shown")[2]
+    assert "1 damaged file" in words
+    assert f"{history.commits[1][:8]}-shared-py3.json" in words
+    assert "Results of 1 commit that is not on HEAD" in words
+    assert "ffffffffff not in this repository on calm" in words
+
+
+def test_what_the_data_say_is_text_and_never_markup(planted: tuple[History, Path]) -> None:
+    _, path = planted
+    page = Page(path)
+    assert not [tag for tag, _ in page.elements if tag in ("img", "b", "iframe")]
+    assert page.all("script", "src") == ["assets/vendor/uplot/uPlot.iife.min.js", "assets/site.js"]
+    assert sum(tag == "script" for tag, _ in page.elements) == 2, "no script inside the page"
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    for script in (path.parent / "data").rglob("*.js"):
+        assert "<" not in script.read_text()
+        assert script.read_text().isascii()
+
+
+def test_the_site_asks_no_other_host(planted: tuple[History, Path]) -> None:
+    _, path = planted
+    page = Page(path)
+    asked = [*page.all("script", "src"), *page.all("link", "href"), *page.all("img", "src")]
+    assert asked
+    for name in asked:
+        assert name == "data:," or (path.parent / name).is_file()
+    assert "default-src 'none'" in next(one["content"] or "" for tag, one in page.elements if "http-equiv" in one)
+    for file in path.parent.rglob("*.html"):
+        for other in [*Page(file).all("script", "src"), *Page(file).all("link", "href")]:
+            assert not other.startswith(("http:", "https:", "//")), file
+
+
+def test_the_explorer_has_what_it_asks_for_and_none_of_asvs_pages(planted: tuple[History, Path]) -> None:
+    history, path = planted
+    folder = path.parent / "asv"
+    assert json.loads((folder / "commits.json").read_text())["by_hash"][history.commits[7]] == "Change number 7"
+    for name in ("profiles.json", "regressions-ignore.json", "regressions.json", "index.json", "favicon.svg"):
+        json.loads((folder / name).read_text()) if name.endswith("json") else (folder / name).read_bytes()
+    left = {one.name for one in folder.iterdir() if one.suffix in (".html", ".js", ".css")}
+    assert left == {"index.html"}
+    graphs = list(folder.rglob(f"{SPEEDUP}.json"))
+    assert len([one for one in graphs if "summary" not in str(one)]) == 2, (
+        "one of each machine: versions split no curve"
+    )
+
+
+def test_the_vendored_library_is_as_published() -> None:
+    folder = Path(site.__file__).parent / "vendor" / "uplot"
+    noted = dict(re.findall(r"^\| (\S+) \| ([0-9a-f]{64}) \|$", (folder / "README.md").read_text(), re.MULTILINE))
+    assert set(noted) == {"uPlot.iife.min.js", "uPlot.min.css"}
+    for name, digest in noted.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert "MIT" in (folder / "LICENSE").read_text()
+
+
+def test_another_project_is_told_of_in_its_own_terms(tmp_path: Path) -> None:
+    history = make(
+        tmp_path, commits=40, benchmarks=OTHERS, machines=("runner",), environment={}, steps=[Step(35, 1.2, "sort")]
+    )
+    words = Page(site.build(history.results, history.repository, tmp_path / "site", branch="main")).words
+    assert f"Worse on runner since {history.commits[35][:10]}" in words
+    assert re.search(r"sort\s*3\.[789]\d ms", words), "the time stands for the machine, in a unit that fits"
+    assert "MiB" in words
+    assert "The results do not say what they were measured with" in words
+    for term in ("fused", "reference", "by the gate", "GPU", "bandwidth"):
+        assert term not in words.partition("How to read this")[0]
+
+
+def test_two_environments_of_asv_are_two_series(tmp_path: Path) -> None:
+    history = make(tmp_path, commits=6, benchmarks=OTHERS[1:], machines=("runner",))
+    for path in list((history.results / "runner").glob("*-shared-py3.json")):
+        content = {**json.loads(path.read_text()), "env_name": "other-py3"}
+        path.with_name(path.name.replace("shared", "other")).write_text(json.dumps(content))
+    page = Page(site.build(history.results, history.repository, tmp_path / "site"))
+    assert len(page.all("option", "value")) == 2
+    assert "peakmem_load other-py3" in page.words
+
+
+def test_without_results_the_page_says_what_to_do(tmp_path: Path) -> None:
+    history = make(tmp_path, commits=3)
+    words = Page(site.build(tmp_path / "nothing", history.repository, tmp_path / "site")).words
+    assert "No commit of this branch was measured yet" in words
+    assert "No history yet" in words
+    assert "make bench" in words
+
+
+def test_results_of_another_branch_alone_are_no_history_and_the_page_says_why(tmp_path: Path) -> None:
+    history = make(tmp_path / "one", commits=3)
+    other = make(tmp_path / "two", commits=3, subjects={0: "another beginning"})
+    words = Page(site.build(history.results, other.repository, tmp_path / "site")).words
+    assert "results of 3 commits" in words
+    assert "none of them is on HEAD" in words
+    assert "--unshallow" in words
+
+
+def test_one_point_is_too_early_to_tell(tmp_path: Path) -> None:
+    history = make(tmp_path, commits=3, not_measured={MACHINES[0]: [0, 1]}, benchmarks=OTHERS[1:])
+    words = Page(site.build(history.results, history.repository, tmp_path / "site")).words
+    assert f"Too early to tell on {MACHINES[0]}" in words
+    assert "1 measured commit could hardly show it" in words
+
+
+# What the command line does
+
+
+def test_the_command_builds_from_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    history = make(tmp_path, commits=6)
+    bundle = tmp_path / "history.zip"
+    with zipfile.ZipFile(bundle, "w") as archive:
+        for path in history.results.rglob("*.json"):
+            archive.write(path, Path("results") / path.relative_to(history.results))
+    output = tmp_path / "site"
+    arguments = ["--results", str(bundle), "--repository", str(history.repository), "--output", str(output)]
+    assert cli.main(["dashboard", *arguments]) == 0
+    assert "6 of 6 commits" in Page(output / "index.html").words
+    told = capsys.readouterr().out
+    assert str(output / "index.html") in told
+    assert "http.server" in told
+
+
+def test_before_anything_was_measured_the_demonstration_is_shown_and_said_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = make(tmp_path, commits=6)
+    evidence = history.repository / "benchmarks" / "evidence"
+    evidence.mkdir(parents=True)
+    monkeypatch.setattr(command, "EVIDENCE", evidence)
+    shutil.make_archive(str(evidence / "history-some-gpu"), "zip", history.results)
+    words = Page(command.build(tmp_path / "site", history.repository)).words
+    assert "A demonstration" in words
+    assert "benchmarks/evidence/history-some-gpu.zip" in words
+    assert "6 of 6 commits" in words
+
+    shutil.copytree(history.results, history.repository / ".asv" / "results")
+    assert "A demonstration" not in Page(command.build(tmp_path / "site", history.repository)).words
+
+
+@pytest.mark.parametrize("damage", ["no zip", "no results", "no folder"])
+def test_results_that_cannot_be_used_exit_2_and_are_named(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture
+) -> None:
+    given = tmp_path / "given.zip"
+    if damage == "no zip":
+        given.write_text("PK")
+    elif damage == "no results":
+        with zipfile.ZipFile(given, "w") as archive:
+            archive.writestr("readme.txt", "")
+    assert cli.main(["dashboard", "--results", str(given), "--output", str(tmp_path / "site")]) == 2
+    assert str(given) in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    history = make(tmp_path, commits=2)
+    arguments = ["--results", str(history.results), "--repository", str(history.repository)]
+    assert cli.main(["dashboard", *arguments, "--output", str(history.repository)]) == 2
+    assert "holds .git" in capsys.readouterr().err
+    assert (history.repository / "version.txt").exists()
+
+
+def test_an_unknown_branch_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    history = make(tmp_path, commits=2)
+    arguments = ["--results", str(history.results), "--repository", str(history.repository), "--branch", "nope"]
+    assert cli.main(["dashboard", *arguments, "--output", str(tmp_path / "site")]) == 2
+    assert "nope" in capsys.readouterr().err
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_judged_record_of_the_latest_commit_counts(tmp_path: Path) -> None:
+    history = make(tmp_path, commits=8, noise=0.003)
+    environment = dataclasses.replace(make_run(steady()).environment, commit=history.commits[-1])
+    run = make_run(steady(device=1.0), environment)
+    judgement = gate.judge(run, gate.Case())
+    assert judgement.status is gate.Status.REGRESSION
+    verdict = Verdict(MACHINES[0], run, judgement)
+    page = site.build(history.results, history.repository, tmp_path / "site", verdict=verdict)
+    words = Page(page).words
+    assert f"Worse on {MACHINES[0]}" in words
+    assert f"The gate judged {history.commits[-1][:10]}: REGRESSION." in words
+    assert "verdict.html" in Page(page).all("a", "href")
+    assert 'href="index.html"' in (page.parent / "verdict.html").read_text()
+
+    older = dataclasses.replace(run, environment=dataclasses.replace(environment, commit=history.commits[0]))
+    page = site.build(
+        history.results, history.repository, tmp_path / "site", verdict=dataclasses.replace(verdict, run=older)
+    )
+    assert f"The latest commit is fine on {MACHINES[0]}" in Page(page).words, "an older commit's verdict is not its"
+
+
+# Parts
+
+
+def machine_file(folder: Path, content: object) -> None:
+    (folder / "m").mkdir(parents=True)
+    (folder / "benchmarks.json").write_text('{"version": 2}')
+    (folder / "m" / "machine.json").write_text(json.dumps(content))
+
+
+def result(**changes: object) -> dict:
+    content = {
+        "commit_hash": "a" * 40, "env_name": "e", "date": 1, "python": "3", "params": {"machine": "m"}, "version": 2,
+        "result_columns": ["result", "params"], "results": {"b": [[1.0, 2.0], [["1", "2"]]]},
+    }  # fmt: skip
+    return {**content, **changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[]", "expected a JSON object"),
+        ("{", "Expecting"),
+        (json.dumps(result(version=1)), "asv update"),
+        (json.dumps(result(commit_hash=None)), "commit_hash"),
+        (json.dumps(result(params={"machine": "other"})), "is of other"),
+        (json.dumps(result(results={"b": [[1.0], [["1", "2"]]]})), "expected 2 values of result"),
+        (json.dumps(result(results={"b": 7})), "columns"),
+        (json.dumps(result(results={"b": [[1.0]]})), "expected lists of parameters"),
+    ],
+)
+def test_a_damaged_file_is_named_with_its_reason_and_the_rest_is_sound(
+    tmp_path: Path, content: str, reason: str
+) -> None:
+    machine_file(tmp_path, {"machine": "m", "version": 1})
+    (tmp_path / "m" / "good.json").write_text(json.dumps(result()))
+    (tmp_path / "m" / "bad.json").write_text(content)
+    found = survey(tmp_path, ["a" * 40])
+    assert found.sound == {"e": [tmp_path / "m" / "good.json"]}
+    ((path, why),) = found.damaged
+    assert path == tmp_path / "m" / "bad.json"
+    assert reason in why
+
+
+@pytest.mark.parametrize("content", [{"machine": "another"}, []])
+def test_a_damaged_machine_is_named(tmp_path: Path, content: object) -> None:
+    machine_file(tmp_path, content)
+    (tmp_path / "m" / "good.json").write_text(json.dumps(result()))
+    found = survey(tmp_path, ["a" * 40])
+    assert not found.sound
+    assert [path.name for path, _ in found.damaged] == ["machine.json"]
+
+
+@pytest.mark.parametrize("content", ["{", None])
+def test_a_damaged_or_missing_list_of_benchmarks_is_an_error_that_names_it(tmp_path: Path, content: str | None) -> None:
+    machine_file(tmp_path, {"machine": "m"})
+    (tmp_path / "benchmarks.json").unlink()
+    if content:
+        (tmp_path / "benchmarks.json").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "benchmarks.json"))):
+        survey(tmp_path, [])
+    assert survey(tmp_path / "m", []).sound == {}, "an empty folder is no error"
+
+
+def test_a_benchmark_that_failed_as_a_whole_or_is_no_more_is_no_fault(tmp_path: Path) -> None:
+    history = make(tmp_path, commits=8, benchmarks=OTHERS)
+    for number, commit in enumerate(history.commits):
+        path = history.results / MACHINES[0] / f"{commit[:8]}-shared-py3.json"
+        content = json.loads(path.read_text())
+        content["results"]["sorting.time_sort"][0] = None if number == 3 else content["results"]["sorting.time_sort"][0]
+        content["results"]["old.time_gone"] = [[0.5 + number], []]
+        path.write_text(json.dumps(content))
+    page = site.build(history.results, history.repository, tmp_path / "site")
+    assert data_of(page.parent, "time_sort(10, quick)")["values"][3] is None
+    assert data_of(page.parent, "time_gone")["values"] == [0.5 + number for number in range(8)]
+    assert "Not shown" not in Page(page).words
+
+
+SERIES = Series("m", "b.track_x", ("p",), "µs", True)
+
+
+def curve_of(values: list[float | None], series: Series = SERIES, environments: dict[int, str] | None = None) -> Curve:
+    """Found by the real detector."""
+    points, driver = [], "1"
+    for place, value in enumerate(values):
+        driver = (environments or {}).get(place, driver)
+        points.append(Point(f"{place:040x}", value, None, None, {"driver": driver}))
+    return Curve("s0", series, "", points, changes(series, points, [one.commit for one in points]), True)
+
+
+def noisy(count: int, level: float = 10.0) -> list[float | None]:
+    return [level * (1 + 0.004 * ((7 * number) % 5 - 2)) for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("values", "state"),
+    [
+        (noisy(40), State.STEADY),
+        ([*noisy(30), *noisy(6, 10.8)], State.WORSE),
+        ([*noisy(30), *noisy(6, 9.2)], State.BETTER),
+        ([*noisy(30), *noisy(20, 10.8)], State.STEADY),
+        ([*noisy(30), *noisy(5, 10.8), *noisy(5)], State.BETTER),
+        ([*noisy(30), 10.8], State.ODD),
+        ([*noisy(30), 9.2], State.STEADY),
+        (noisy(3), State.SHORT),
+        ([0.0] * 20, State.SHORT),
+    ],
+    ids=["steady", "worse", "better", "long ago", "undone", "last alone", "last alone, better", "short", "zeros"],
+)
+def test_the_end_of_a_series(values: list[float | None], state: State) -> None:
+    assert curve_of(values).state(comparisons=10) is state
+
+
+def test_where_more_is_better_less_is_worse() -> None:
+    series = dataclasses.replace(SERIES, less_is_better=False)
+    assert curve_of([*noisy(30), *noisy(6, 9.2)], series).state(1) is State.WORSE
+    assert curve_of([*noisy(30), 9.2], series).state(1) is State.ODD
+
+
+def test_a_step_of_the_environment_is_not_worse_and_the_point_after_is_not_odd() -> None:
+    assert curve_of([*noisy(30), *noisy(6, 10.8)], environments={30: "2"}).state(10) is State.MOVED
+    assert curve_of([*noisy(30), 10.8], environments={30: "2"}).state(10) is State.STEADY
+
+
+def test_what_a_history_would_show_follows_from_its_scatter() -> None:
+    calm, restless = (curve_of([10 * (1 + size * ((7 * n) % 5 - 2)) for n in range(60)]) for size in (0.001, 0.01))
+    assert calm.detectable is not None
+    assert restless.detectable == pytest.approx(10 * calm.detectable, rel=0.2)
+    assert curve_of(noisy(4)).detectable is None
+
+
+def test_the_smallest_slowdown_is_the_gates_where_the_noise_of_the_machine_is_known() -> None:
+    speedup = curve_of(noisy(30), Series("m", "b.track_speedup", ("w", "device_us"), "x", False))
+    noise = Noise(0.004, 30)
+    record = NoiseRecord("M", "2026-01-01", None, {"w": {"device_us": {"fused beside base fused": noise}}})
+    policy = Policy()
+    expected = stats.detectable(noise, session.PROCESSES["cuda"], 0.0, policy.look_error(), policy.power)
+    all_commits = [Commit(point.commit, "2026-01-01", "s") for point in speedup.points]
+    known = overview.card("m", [speedup], all_commits, record, None).figures[-1]
+    assert known.value == units.percent(expected)
+    assert "by the gate" in known.about[0]
+    own = overview.card("m", [speedup], all_commits, None, None).figures[-1]
+    assert own.value == units.percent(speedup.detectable or 0)
+    assert "scatter" in " ".join(own.about)
+    assert "gate" not in " ".join(own.about)
+
+
+@pytest.mark.parametrize(
+    ("benchmarks", "expected"),
+    [
+        ({"a.time_x": "seconds", "b.track_speedup": "x"}, "b.track_speedup"),
+        ({"a.peakmem_x": "bytes", "b.time_x": "seconds"}, "b.time_x"),
+        ({"a.peakmem_x": "bytes"}, "a.peakmem_x"),
+    ],
+)
+def test_the_series_on_top(benchmarks: dict[str, str], expected: str) -> None:
+    curves = [curve_of(noisy(10), Series("m", name, (), unit, True)) for name, unit in benchmarks.items()]
+    headline = overview.headline_of(curves)
+    assert headline is not None
+    assert headline.series.benchmark == expected
+
+
+def test_the_series_on_top_is_one_that_is_measured_and_of_the_shortest_list() -> None:
+    rare = curve_of([*noisy(3), *[None] * 37], Series("m", "a.track_speedup", ("1",), "x", False))
+    many = [curve_of(noisy(40), Series("m", "Others.track_speedup", (str(n),), "x", False)) for n in range(5)]
+    few = [curve_of(noisy(40), Series("m", "Quick.track_speedup", (str(n),), "x", False)) for n in range(2)]
+    assert overview.headline_of([rare, *many, *few]) is few[0]
+
+
+def test_series_that_bend_together_are_one_bend_at_the_commit_of_most() -> None:
+    commits_ = [Commit(f"{place:040x}", "2026-01-01", "s") for place in range(40)]
+    at = {20: 3, 21: 1, 30: 1}
+    curves = []
+    for place, count in at.items():
+        for number in range(count):
+            series = dataclasses.replace(SERIES, parameters=(f"{place} {number}",))
+            curves.append(curve_of([*noisy(place), *noisy(40 - place, 10.8)], series))
+    found = bends.bends(curves, commits_)
+    assert [(int(one.commit.hash, 16), len(one.changes)) for one in found] == [(30, 1), (20, 4)]
+
+
+def test_a_bend_between_commits_names_both() -> None:
+    measured = zip((0, 1, 2, 3, 8, 9, 10), [*noisy(4), *noisy(3, 12.0)], strict=True)
+    points = [Point(f"{place:040x}", value, None, None, {}) for place, value in measured]
+    order = [f"{place:040x}" for place in range(11)]
+    found = changes(SERIES, points, order)
+    (bend,) = bends.bends([Curve("s", SERIES, "", points, found, True)], [Commit(one, "", "") for one in order])
+    assert (int(bend.last_before.hash, 16), int(bend.commit.hash, 16), bend.between) == (3, 8, 4)
+
+
+def test_a_sketch_has_gaps_and_keeps_its_size_however_long_the_history() -> None:
+    points = [Point(str(place), None if place == 3 else 10.0 + place, None, None, {}) for place in range(6)]
+    order = {str(place): place for place in range(5000)}
+    drawn = drawing.sketch(points, order, ["4"], [], [])
+    assert drawn.line.count("M") == 2
+    assert len(drawn.environments) == 1
+    many = [Point(str(place), 10.0 + place % 7, 9.0, 18.0, {}) for place in range(5000)]
+    assert drawing.sketch(many, order, [], [], []).line.count("L") < drawing.BINS
+    flat = drawing.sketch(points[:1], order, [], [], [])
+    assert flat.last is not None
+    assert flat.line == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "prefix"),
+    [
+        ("git@github.com:a/b.git", "https://github.com/a/b/commit/"),
+        ("https://user:secret@gitlab.com/a/b/c.git", "https://gitlab.com/a/b/c/-/commit/"),
+        ("ssh://git@codeberg.org/a/b", "https://codeberg.org/a/b/commit/"),
+        ("/srv/git/b.git", ""),
+        ("https://example.org/a/b.git", ""),
+    ],
+)
+def test_commits_are_linked_where_the_remote_is_a_known_forge(tmp_path: Path, url: str, prefix: str) -> None:
+    history = make(tmp_path, commits=1)
+    subprocess.run(["git", "remote", "add", "origin", url], cwd=history.repository, check=True)
+    assert commits.link_prefix(history.repository, {}) == prefix
+    assert commits.link_prefix(history.repository, {"show_commit_url": "https://x.org/c/"}) == "https://x.org/c/"
+    assert commits.link_prefix(history.repository, {"show_commit_url": "javascript:alert(1)//"}) == prefix
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.00321, "seconds", "3.21 ms"),
+        (5.2e7, "bytes", "49.6 MiB"),
+        (15.93, "x", "15.9×"),  # noqa: RUF001
+        (7.6, "µs", "7.60 µs"),
+        (12345.6, "MB/s", "12,346 MB/s"),
+        (0.0, "", "0"),
+        (1e-7, "", "1.00e-07"),
+    ],
+)
+def test_values_are_read_with_three_digits(value: float, unit: str, text: str) -> None:
+    assert units.reading(value, unit) == text
+
+
+def test_a_machines_noise_is_found_under_its_name_in_the_history() -> None:
+    assert results.device_slug("NVIDIA H100 80GB HBM3") == MACHINES[0]
+    assert session.PROCESSES["cuda"] == overview.GATE_PROCESSES
