@@ -7,7 +7,6 @@ reads the packages of the interpreter that runs asv through a `.pth` file. A pla
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,6 @@ from typing import Any
 from asv import util
 from asv.console import log
 from asv.plugins.virtualenv import Virtualenv
-
-from benchmarks.bench_post_process import RECORD
-from benchmarks.history import machine
 
 
 class Shared(Virtualenv):  # type: ignore[misc]
@@ -28,12 +24,6 @@ class Shared(Virtualenv):  # type: ignore[misc]
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._executable = sys.executable
-
-    @property
-    def env_vars(self) -> dict[str, str]:
-        """Those of asv.conf.json, and what is measured with: asv keeps them beside the results."""
-        record = os.environ.get(RECORD)
-        return {**super().env_vars, **machine.measured_with(Path(record) if record else None)}
 
     def install_project(self, conf: Any, repo: Any, commit_hash: str) -> None:
         """Install a commit's package; one that cannot be built leaves a gap in the curves, and is said."""

@@ -48,11 +48,13 @@ def measured(chosen: Iterable[str]) -> Measured:
 
     Raises:
         RecordError: the record is of another state.
-        RuntimeError: measuring failed, or measured another device than asv keeps the results under.
+        RuntimeError: measuring failed.
     """
     path = os.environ.get(RECORD)
     if path:
-        return _of_run(_recorded(Path(path), os.environ["ASV_COMMIT"]))
+        run = _recorded(Path(path), os.environ["ASV_COMMIT"])
+        _note(run)
+        return _of_run(run)
     if why_not := _cannot_be_asked():
         return Measured(why_not)
     gpu = measure.has_gpu()
@@ -60,9 +62,7 @@ def measured(chosen: Iterable[str]) -> Measured:
     if not some:
         return Measured("none of these workloads is for this machine")
     run = measure.measure(some, processes=session.PROCESSES["cuda" if gpu else "cpu"])
-    expected = os.environ.get("MEASURED_WITH_DEVICE", run.environment.device)
-    if run.environment.device != expected:
-        raise RuntimeError(f"asv keeps the results under {expected}; measured was {run.environment.device}")
+    _note(run)
     return _of_run(run)
 
 
@@ -72,6 +72,14 @@ def _recorded(path: Path, commit: str) -> results.Run:
         state = " with uncommitted changes" if run.environment.dirty else ""
         raise results.RecordError(f"{path}: measured at {run.environment.commit}{state}; asv asks for {commit}")
     return run
+
+
+def _note(run: results.Run) -> None:
+    """What it was measured with, beside where asv will keep its results."""
+    from benchmarks.history import RESULTS, machine
+
+    name = f"{os.environ['ASV_COMMIT'][:8]}-{os.environ['ASV_ENV_NAME']}.json"
+    machine.note(RESULTS / machine.machine_name(run.environment) / name, **machine.measured_with(run))
 
 
 def _cannot_be_asked() -> str:
@@ -155,24 +163,30 @@ class _OnDevice:
 
     param_names = ("workload",)
 
-    def setup(self, found: Measured, workload: str) -> None:
-        if (workload, "device_us") not in found.times:
-            raise _gap(found, f"{workload} was not measured on a GPU")
-
     def track_bandwidth_share(self, found: Measured, workload: str) -> dict[str, Any]:
         """Bytes that must be read over the device's time, in percent of what the GPU can read: higher is better."""
-        limit = limits.READ_GB_PER_S.get(found.device)
-        if limit is None:
-            raise _gap(found, f"nobody has measured how fast {found.device} reads: benchmarks/limits.py")
-        kilobytes = workloads.WORKLOADS[workload].bytes_read / 1e3
-        return _as_asv([100 * kilobytes / us / limit for us in found.of(workload, "device_us")[0]])
+        percent = workloads.WORKLOADS[workload].bytes_read / limits.READ_GB_PER_S[found.device] / 10
+        return _as_asv([percent / us for us in found.of(workload, "device_us")[0]])
 
     def track_peak_bytes(self, found: Measured, workload: str) -> int:
         """Of device memory at once: the logits, and what a fused call allocates."""
-        allocated = found.counts.get(workload, {}).get("peak_bytes")
-        if allocated is None:
-            raise _gap(found, f"what {workload} allocates was not counted")
-        return workloads.WORKLOADS[workload].logits_bytes + allocated
+        return workloads.WORKLOADS[workload].logits_bytes + found.counts[workload]["peak_bytes"]
+
+
+def _needs_a_limit(found: Measured, workload: str) -> None:
+    if (workload, "device_us") not in found.times:
+        raise _gap(found, f"{workload} was not measured on a GPU")
+    if found.device not in limits.READ_GB_PER_S:
+        raise _gap(found, f"nobody has measured how fast {found.device} reads: benchmarks/limits.py")
+
+
+def _needs_a_count(found: Measured, workload: str) -> None:
+    if "peak_bytes" not in found.counts.get(workload, {}):
+        raise _gap(found, f"what {workload} allocates on a GPU was not counted")
+
+
+_OnDevice.track_bandwidth_share.setup = _needs_a_limit  # type: ignore[attr-defined]  # asv's name
+_OnDevice.track_peak_bytes.setup = _needs_a_count  # type: ignore[attr-defined]
 
 
 class Quick(_Quick, _Times):

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.history.machine import MEASURED_WITH
+from benchmarks.history.machine import ENDING
 
 ENV_NAME = "shared-py3"
 BEGIN_S = 1_700_000_000  # of the first commit; one every six hours
@@ -138,10 +138,9 @@ def make(
                 continue
             if place in failed:
                 values = {name: [math.nan] * len(known) for name, known in values.items()}
-            env_vars = {MEASURED_WITH + name.upper(): version for name, version in installed.items()}
-            write_result(
-                results / machine, commit, BEGIN_S + place * EVERY_S, benchmarks, values, noise, about, env_vars
-            )
+            write_result(results / machine, commit, BEGIN_S + place * EVERY_S, benchmarks, values, noise, about)
+            if installed:
+                write_json(results / machine / f"{commit[:8]}-{ENV_NAME}{ENDING}", installed)
     return History(repository, results, hashes)
 
 
@@ -199,7 +198,6 @@ def write_result(
     values: dict[str, list[float]],
     noise: float,
     machine: dict[str, str],
-    env_vars: dict[str, str],
 ) -> None:
     """One commit's file, as asv writes it."""
     rows = {}
@@ -213,7 +211,7 @@ def write_result(
         folder / f"{commit[:8]}-{ENV_NAME}.json",
         {
             "commit_hash": commit, "env_name": ENV_NAME, "date": date_s * 1000, "python": "3", "requirements": {},
-            "params": {**machine, "python": "3"}, "env_vars": env_vars, "result_columns": COLUMNS, "results": rows,
+            "params": {**machine, "python": "3"}, "env_vars": {}, "result_columns": COLUMNS, "results": rows,
             "durations": {}, "version": 2,
         },
     )  # fmt: skip

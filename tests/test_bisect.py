@@ -54,7 +54,7 @@ def checkout(tmp_path: Path) -> Path:
         us = 2e5 if place >= CULPRIT else 1e4
         commit = git(folder, "rev-parse", f"HEAD~{COMMITS - 1 - place}")
         values = {one.name: [us * (1 + 0.001 * place)]}
-        synthetic_history.write_result(results / machine, commit, place, [one], values, 0.01, {"machine": machine}, {})
+        synthetic_history.write_result(results / machine, commit, place, [one], values, 0.01, {"machine": machine})
     return folder
 
 

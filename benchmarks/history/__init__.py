@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.bench_post_process import CLOCKS, RECORD
-from benchmarks.history import machine, store
+from benchmarks.history import machine
 from benchmarks.results import Run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -59,7 +59,6 @@ def add(path: Path, run: Run, commit: str) -> None:
         raise RuntimeError(f"asv ended without an error but saved no result for {commit[:10]} in {stored}")
     for result in saved:
         _expect_all_saved(result, run)
-        _say_measured_with(result, path)
 
 
 def _stamps(folder: Path, commit: str) -> dict[Path, int]:
@@ -79,13 +78,6 @@ def _expect_all_saved(path: Path, run: Run) -> None:
     paired = [one for one in run.series if (one.implementation, one.beside) == ("fused", "reference")]
     if missing := {(one.workload, one.clock) for one in paired if one.clock in CLOCKS} - known:
         raise RuntimeError(f"asv saved {path} without {sorted(missing)}")
-
-
-def _say_measured_with(result: Path, record: Path) -> None:
-    """Of a commit that was measured before, asv keeps the environment of then."""
-    content = json.loads(result.read_text())
-    content["env_vars"] = machine.measured_with(record)
-    store.write(result, json.dumps(content).encode())
 
 
 def _asv(*arguments: str, record: Path | None = None) -> None:

@@ -21,8 +21,8 @@ ERROR = 0.05  # of the interval of a step's size
 PENALTY = 10
 # Commits that a step has to show in: one alone may be a disturbed measurement.
 LEAST_POINTS = 2
-# Standard deviations within which a point may belong to either side of a step.
-EITHER_SIDE = 3
+# Standard deviations within which a point may belong to either side of a step, and how many such are looked past.
+EITHER_SIDE, FARTHEST = 3, 3
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,18 @@ def _reach(before: tuple[int, int], after: tuple[int, int], freedom: int) -> flo
 def _environment_at(
     known: Sequence[Point], logs: Sequence[float], step: int, levels: tuple[float, float], deviation: float
 ) -> dict[str, tuple[str, str]]:
-    """What else became another at a step before the point `step`; or a point earlier or later, where that point may
-    as well belong to the step's other side."""
+    """What else became another at a step before the point `step`; or some points earlier or later, where those between
+    may as well belong to the step's other side."""
     before, after = levels
     places = [step]
-    if step > 1 and abs(logs[step - 1] - after) < EITHER_SIDE * deviation:
-        places.append(step - 1)
-    if step + 1 < len(known) and abs(logs[step] - before) < EITHER_SIDE * deviation:
-        places.append(step + 1)
+    for place in range(step - 1, max(0, step - 1 - FARTHEST), -1):
+        if abs(logs[place] - after) >= EITHER_SIDE * deviation:
+            break
+        places.append(place)
+    for place in range(step, min(len(known) - 1, step + FARTHEST)):
+        if abs(logs[place] - before) >= EITHER_SIDE * deviation:
+            break
+        places.append(place + 1)
     for place in places:
         old, new = known[place - 1].environment, known[place].environment
         if differences := {name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]}:

@@ -86,7 +86,9 @@ def bent(points: dict[Series, list[Point]], commits: Sequence[str], without: Seq
         if not any(re.search(pattern, series.benchmark) for pattern in without)
         for change in changes(series, values, commits)
     ]
-    return sorted(found, key=lambda one: (order[one.first], one.series.machine, one.series.name))
+    return sorted(
+        found, key=lambda one: (order[one.first], one.series.machine, one.series.environment, one.series.name)
+    )
 
 
 def left_out(repository: Path) -> list[str]:
@@ -123,9 +125,11 @@ def told(found: Sequence[Change], messages: dict[str, str]) -> str:
     if not found:
         return "No series changed."
     lines = []
-    for (first, machine), group in itertools.groupby(found, key=lambda one: (one.first, one.series.machine)):
+    for (first, machine, environment), group in itertools.groupby(
+        found, key=lambda one: (one.first, one.series.machine, one.series.environment)
+    ):
         every = list(group)
-        lines.append(f"\n{first[:10]}  {messages.get(first, '')}\n  on {machine}")
+        lines.append(f"\n{first[:10]}  {messages.get(first, '')}\n  on {machine} {environment}".rstrip())
         lines += [f"    {size(one)}  {one.series.name}{_remark(one)}" for one in every]
     return "\n".join(lines).lstrip("\n")
 

@@ -1,8 +1,8 @@
 """Under which name asv keeps a machine's results, and what each of them was measured with.
 
-The name is the device's model, so that a series goes on when a container, host or runner is replaced. Versions stand
-beside each result, in the place that asv has for environment variables: they split no series, and a step that comes
-with another of them is not blamed on a commit.
+The name is the device's model, so that a series goes on when a container, host or runner is replaced. Versions stand in
+a file beside each of asv's: what asv itself keeps with a result, it starts another curve for. A step that comes with
+another version is not blamed on a commit.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import measure, results
-from benchmarks.results import Environment
+from benchmarks import results
+from benchmarks.history import store
+from benchmarks.results import Environment, Run
 
-MEASURED_WITH = "MEASURED_WITH_"  # before a name among asv's environment variables
+ENDING = ".environment"  # of the file beside a result
 IMAGE = "DLLM_KERNELS_IMAGE"  # environment variable that names the container's image
 VERSIONS = ("python", "torch", "triton", "cuda", "driver")
 
@@ -45,23 +46,36 @@ def register(environment: Environment) -> str:
     return name
 
 
-def measured_with(record: Path | None) -> dict[str, str]:
-    """What asv keeps beside results, of a record or measured by this machine now."""
-    environment, methods = _of_this_machine() if record is None else _of_record(record)
-    found = {name: getattr(environment, name) for name in ("device", *VERSIONS)}
-    found["image"] = os.environ.get(IMAGE)
-    found["clock_methods"] = hashlib.sha256(json.dumps(methods, sort_keys=True).encode()).hexdigest()[:8]
-    return {MEASURED_WITH + name.upper(): str(value) for name, value in found.items() if value is not None}
+def note(path: Path, **measured_with: str | None) -> None:
+    """Say what asv's result at `path` was measured with, beside what was said before."""
+    beside = path.with_suffix(ENDING)
+    known = json.loads(beside.read_text()) if beside.exists() else {}
+    found = {name: value for name, value in {**measured_with, "image": os.environ.get(IMAGE)}.items() if value}
+    store.write(beside, json.dumps({**known, **found}, sort_keys=True).encode())
 
 
-def _of_record(path: Path) -> tuple[Environment, dict[str, str]]:
-    run = results.load(results.Run, path)
-    return run.environment, run.clock_methods
+def measured_with(run: Run) -> dict[str, str | None]:
+    """Of what a step of the figures may come: versions, and how the clocks were read."""
+    methods = hashlib.sha256(json.dumps(run.clock_methods, sort_keys=True).encode()).hexdigest()[:8]
+    return {name: getattr(run.environment, name) for name in VERSIONS} | {"clock_methods": methods}
 
 
-def _of_this_machine() -> tuple[Environment, dict[str, str]]:
-    environment = this_machine()
-    return environment, measure.CLOCK_METHODS[environment.device_type]
+def noted(path: Path) -> dict[str, str]:
+    """What asv's result at `path` was measured with; nothing where that was not noted.
+
+    Raises:
+        ValueError: what was noted is damaged.
+    """
+    beside = path.with_suffix(ENDING)
+    try:
+        fields = json.loads(beside.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{beside}: damaged, {error}; delete it, or measure that commit again") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{beside}: expected versions by name; got {fields!r}")
+    return {str(name): str(value) for name, value in fields.items()}
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.history.machine import MEASURED_WITH
+from benchmarks.history.machine import noted
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Series:
     parameters: tuple[str, ...]
     unit: str
     less_is_better: bool
+    environment: str = ""  # asv's name of it, where results are of several
 
     @property
     def name(self) -> str:
@@ -45,17 +46,19 @@ def read(results: Path, commits: Sequence[str]) -> dict[Series, list[Point]]:
     """Every series of a folder of asv's results, its points in the order of `commits`; other commits are left out.
 
     Raises:
-        ValueError: the list of benchmarks is damaged.
+        ValueError: the list of benchmarks, or what something was measured with, is damaged.
     """
     from asv.results import iter_results
 
     meta = _benchmarks(results)
     order = {commit: number for number, commit in enumerate(commits)}
     found: dict[Series, dict[str, Point]] = {}
-    for result in iter_results(str(results)):
+    every = list(iter_results(str(results)))
+    several = len({result.env_name for result in every}) > 1
+    for result in every:
         if result.commit_hash not in order:
             continue
-        environment = {name.removeprefix(MEASURED_WITH).lower(): str(value) for name, value in result.env_vars.items()}
+        environment = noted(results / result.params["machine"] / f"{result.commit_hash[:8]}-{result.env_name}.json")
         for name in result.get_all_result_keys():
             about = meta.get(name, {})
             parameters = result.get_result_params(name)
@@ -68,6 +71,7 @@ def read(results: Path, commits: Sequence[str]) -> dict[Series, list[Point]]:
                     tuple(text.strip("'") for text in chosen),
                     str(about.get("unit", "")),
                     bool(about.get("less_is_better", True)),
+                    result.env_name if several else "",
                 )
                 point = Point(result.commit_hash, _number(value), *_interval(stats), environment)
                 found.setdefault(series, {})[result.commit_hash] = point

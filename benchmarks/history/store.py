@@ -113,7 +113,8 @@ class Store:
         return subprocess.run(command, cwd=self.repository, capture_output=True, check=True).stdout
 
     def _files(self) -> list[Path]:
-        return sorted(path for path in self.results.rglob("*.json") if path.is_file())
+        kinds = (".json", ".environment")
+        return sorted(path for path in self.results.rglob("*") if path.suffix in kinds and path.is_file())
 
     def _blobs_here(self) -> dict[str, str]:
         names = [path.relative_to(self.results).as_posix() for path in self._files()]
@@ -193,7 +194,7 @@ def _whole(text: str) -> dict[str, Any] | None:
 
 
 def _is_of_a_commit(name: str) -> bool:
-    return PurePosixPath(name).name not in ("machine.json", "benchmarks.json")
+    return PurePosixPath(name).suffix == ".json" and PurePosixPath(name).name not in ("machine.json", "benchmarks.json")
 
 
 def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:

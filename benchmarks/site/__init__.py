@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.history import changes, points
+from benchmarks.history.machine import ENDING
 from benchmarks.site import commits, explorer
 from benchmarks.site.curves import Curve
 from benchmarks.site.overview import Verdict
@@ -72,7 +73,6 @@ def build(
             everything = _staged(
                 source, [path for paths in found.sound.values() for path in paths], Path(folder, "all")
             )
-            explorer.unite(everything)
             explorer.publish(everything, repository, branch, config, link, history, part / "asv")
         step("writing the overview")
         page = Page(
@@ -130,7 +130,9 @@ def _staged(source: Path, paths: Iterable[Path], folder: Path) -> Path:
         if not machine.exists():
             machine.mkdir()
             shutil.copy(path.parent / "machine.json", machine)
-        (machine / path.name).symlink_to(path.resolve())
+        for one in (path, path.with_suffix(ENDING)):
+            if one.exists():
+                (machine / one.name).symlink_to(one.resolve())
     return folder
 
 

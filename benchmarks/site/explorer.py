@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.history.machine import MEASURED_WITH
 from benchmarks.site.commits import Commit
 
 # Of asv's own pages, which load scripts from other hosts. asv-tachyon needs none of it.
@@ -55,18 +54,6 @@ def publish(
     wanted: dict[str, Any] = {"commits.json": subjects, "profiles.json": {"paths": {}}, "regressions-ignore.json": []}
     for name, content in wanted.items():
         (html / name).write_text(json.dumps(content))
-
-
-def unite(results: Path) -> None:
-    """Replace links to results by copies that do not say what was measured with: asv starts another curve for each
-    version of anything."""
-    for path in results.glob("*/*.json"):
-        content = json.loads(path.read_text())
-        variables = content.get("env_vars") or {}
-        kept = {name: value for name, value in variables.items() if not name.startswith(MEASURED_WITH)}
-        if kept != variables:
-            path.unlink()
-            path.write_text(json.dumps({**content, "env_vars": kept}))
 
 
 def _run(module: str, *arguments: str) -> None:
