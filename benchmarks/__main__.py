@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    except (ArithmeticError, LookupError) as error:  # Python's own exit code after a traceback is that of a regression
+    except Exception as error:  # after a traceback, Python's own exit code is that of a regression
         traceback.print_exception(error)
         return USAGE_ERROR
     except KeyboardInterrupt:
