@@ -217,18 +217,20 @@ class _Judge:
         return self._verdict(series, "slowdown", *_unless_disturbed(series, status, reason), found, 1 + tolerance)
 
     def _accepted(self, workload: str, clock: str) -> tuple[float, str]:
-        """The slowdown that was accepted beside this base, and what to say of it."""
-        today = datetime.date.fromisoformat(self.run.created[:10])
+        """The slowdown that was accepted beside this base, and what to say of it; if it does not count, why."""
+        today = datetime.datetime.fromisoformat(self.run.created).date()
         base = (self.run.base and self.run.base.commit) or ""
+        remark = ""
         for one in self.case.accepted:
             if (one.workload, one.clock) != (workload, clock):
                 continue
             if not base.startswith(one.base):
-                return 0.0, f"; {one.slowdown:.1%} was accepted beside {one.base} alone: {one.reason}"
-            if datetime.date.fromisoformat(one.expires) < today:
-                return 0.0, f"; {one.slowdown:.1%} was accepted until {one.expires}: {one.reason}"
-            return one.slowdown, f", which is accepted until {one.expires}: {one.reason}"
-        return 0.0, ""
+                remark = f"; {one.slowdown:.1%} was accepted beside {one.base} alone: {one.reason}"
+            elif datetime.date.fromisoformat(one.expires) < today:
+                remark = f"; {one.slowdown:.1%} was accepted until {one.expires}: {one.reason}"
+            else:
+                return one.slowdown, f", which is accepted until {one.expires}: {one.reason}"
+        return 0.0, remark
 
     def _cause(self, workload: str) -> str:
         """Where the compiled kernels of head and base differ."""

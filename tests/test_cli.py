@@ -239,7 +239,14 @@ def test_a_part_is_a_pass_of_a_measurement_only_where_it_was_asked_for(tmp_path,
 
 @pytest.mark.parametrize(
     "error",
-    [OSError("disk full"), ZeroDivisionError("x"), KeyError("x"), ImportError("no scipy"), AssertionError(), TypeError()],
+    [
+        OSError("disk full"),
+        ZeroDivisionError("x"),
+        KeyError("x"),
+        ImportError("no scipy"),
+        AssertionError(),
+        TypeError(),
+    ],
 )
 def test_an_accident_is_not_taken_for_a_regression(error, monkeypatch, record):
     def fails(*_):

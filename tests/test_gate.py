@@ -298,6 +298,21 @@ def test_an_accepted_slowdown_has_a_size_an_end_and_a_base(slowdown, expires, ba
     assert "exact sums" in verdict.reason
 
 
+def test_an_accepted_slowdown_is_found_among_those_of_other_bases_and_times():
+    def accepted(base, expires):
+        return AcceptedSlowdown(NAME, "device_us", base, 0.06, "exact sums", expires)
+
+    counts, over, elsewhere = (
+        accepted("d" * 7, "2027-01-01"),
+        accepted("d" * 7, "2026-11-22"),
+        accepted("e" * 7, "2027-01-01"),
+    )
+    verdict = _slowdowns(make_compared(1.04), accepted=(over, elsewhere, counts))["device_us"]
+    assert (verdict.status, verdict.bound) == (Status.PASS, 1.06)
+    verdict = _slowdowns(make_compared(1.04), accepted=(elsewhere, over))["device_us"]
+    assert verdict.status is Status.REGRESSION
+
+
 def test_a_dropped_block_is_never_green():
     state = GpuState(1200, 2619, 88, 700.0, ("hardware thermal slowdown",), 0)
     run = make_compared()
