@@ -142,7 +142,7 @@ class _Judge:
         if self.run.base is None or self.device_type != "cuda" or workload not in self.run.workloads:
             return []
         head, base = (self.run.counts.get(side, {}).get(workload, {}) for side in ("head", "base"))
-        if not head or not base:
+        if not head.get("launches") or not base:  # no call is without a launch
             return [Verdict(workload, "count", "slowdown", Status.INCONCLUSIVE, "launches were not counted")]
         return [
             Verdict(

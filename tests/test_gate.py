@@ -237,7 +237,7 @@ def test_one_more_launch_is_a_regression_whatever_the_times():
     assert found["count"].reason == "2 launches a call; base 1"
     del counts["base"][NAME]["launches"]
     assert _slowdowns(make_compared(counts=counts))["count"].reason == "2 launches a call; base 0"
-    counts["head"] = counts["base"]
+    counts["base"] = counts["head"]
     assert "count" not in _slowdowns(make_compared(counts=counts))
 
 
@@ -377,6 +377,9 @@ def test_what_was_not_counted_or_hardly_sampled_is_never_green():
     run = make_compared(counts={})
     assert _slowdowns(run)["count"].reason == "launches were not counted"
     assert _slowdowns(run)["count"].status is Status.INCONCLUSIVE
+    for head in ({"registers": 48}, {"launches": 0}):
+        counted = make_compared(counts={"head": {NAME: head}, "base": {NAME: {"launches": 0}}})
+        assert _slowdowns(counted)["count"].reason == "launches were not counted"
     few = [
         dataclasses.replace(one, us=one.us[:2], beside_us=one.beside_us[:2]) if one.process == 1 else one
         for one in run.series
