@@ -201,6 +201,24 @@ def test_many_comparisons_need_more_evidence_for_a_regression():
     assert judge_(make_run(crowd, environment=CPU), Policy(looks=1), None).status is Status.INCONCLUSIVE
 
 
+def test_whether_fused_itself_is_slower_counts_as_a_comparison(monkeypatch):
+    """Each question that may end in a REGRESSION has its share of the error."""
+    errors = set()
+    interval = stats.interval
+    monkeypatch.setattr(
+        stats, "interval", lambda logs, error, noise=None: errors.add(error) or interval(logs, error, noise)
+    )
+    for run, baseline, comparisons in [
+        (make_run(steady()), None, 2),
+        (make_run(steady()), make_baseline(), 3),
+        (make_compared(), None, 4),
+        (make_compared(), make_baseline(), 5),
+    ]:
+        errors.clear()
+        judge_(run, POLICY, baseline)
+        assert errors == {POLICY.look_error(), POLICY.look_error() / comparisons}
+
+
 def _slowdowns(run, **more):
     judgement = judge_(run, POLICY, None, noise=make_noise(), **more)
     return {verdict.clock: verdict for verdict in judgement.verdicts if verdict.question == "slowdown"}
