@@ -80,6 +80,11 @@ class Case(Strict):
     accepted: tuple[AcceptedSlowdown, ...] = ()
     expected: tuple[str, ...] | None = None  # workloads of a whole run; by default the baseline's
 
+    def expects(self) -> tuple[str, ...]:
+        if self.expected is not None:
+            return self.expected
+        return tuple(self.baseline.entries) if self.baseline else ()
+
 
 def judge(run: Run, case: Case) -> Judgement:
     """Answer every question that the record and the case allow.
@@ -95,10 +100,7 @@ def judge(run: Run, case: Case) -> Judgement:
         if set(entries) != CLOCKS[run.environment.device_type]:
             wanted = ", ".join(sorted(CLOCKS[run.environment.device_type]))
             raise ValueError(f"baseline: expected {workload} on {wanted}, as the run; got {', '.join(entries)}")
-    expected = case.expected
-    if expected is None:
-        expected = tuple(case.baseline.entries) if case.baseline else ()
-    every = tuple(dict.fromkeys([*run.workloads, *(check.workload for check in run.checks), *expected]))
+    every = tuple(dict.fromkeys([*run.workloads, *(check.workload for check in run.checks), *case.expects()]))
     clocks = case.policy.floors[run.environment.device_type]
     of_clock = {clock: 1 + (run.base is not None) + _has_limit(case, clock) for clock in clocks}
     judge = _Judge(run, case, comparisons=max(1, len(every) * sum(of_clock.values())))
