@@ -75,7 +75,7 @@ def _times(ratio: Interval) -> str:
 
 
 def _percent(ratio: Interval) -> str:
-    low, high = ("inf" if value in (0.0, math.inf) else f"{value - 1:+.1%}" for value in (ratio.low, ratio.high))
+    low, high = ("inf" if value == math.inf else f"{value - 1:+.1%}" for value in (ratio.low, ratio.high))
     return f"{ratio.estimate - 1:+.2%} [{low}, {high}]"
 
 

@@ -59,6 +59,12 @@ def test_what_a_record_says_is_neither_markup_nor_a_command_to_the_terminal(caps
         assert "differ" in shown
 
 
+def test_an_interval_without_ends_is_shown_as_one(capsys):
+    run = make_run({(NAME, "device_us"): [15.0]}, slowdowns={(NAME, "device_us"): [1.0]})
+    report.print_terminal(run, judge(run, Case()))
+    assert "+0.00% [-100.0%, inf]" in capsys.readouterr().out
+
+
 def test_verdicts_for_machines_are_json_where_the_interval_has_no_end():
     run = make_run({(NAME, "device_us"): [15.0], (NAME, "call_us"): [4.0]})
     plain = report.plain(run, judge(run, Case()))
