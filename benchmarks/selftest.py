@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import gate, measure, results, session, stats, workloads
@@ -134,7 +133,7 @@ def _one(mutant: Mutant | None, seed: int) -> tuple[results.Run, Outcome]:
     chosen, _ = workloads.select(list(mutant.workloads if mutant else workloads.QUICK), gpu=True)
     with ExitStack() as stack:
         base = stack.enter_context(sides.working_tree())
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="mutant-")))
+        folder = stack.enter_context(sides.temporary_folder())
         if mutant:
             mutant.plant(folder)
         else:

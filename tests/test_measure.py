@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -394,6 +397,31 @@ def test_a_commit_is_measured_without_touching_the_checkout():
     assert not folder.exists()
     with pytest.raises(ValueError, match="nowhere: expected a commit of this repository"), sides.commit("nowhere"):
         pass
+
+
+def test_what_a_killed_run_left_behind_is_removed_by_the_next_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import time\nfrom benchmarks.measure import sides\nwith sides.working_tree() as side:\n"
+        "    print(side.folder, flush=True)\n    time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        folder = Path(other.stdout.readline().strip())
+        with ExitStack() as stack:
+            stack.callback(other.kill)
+            one, two = map(stack.enter_context, (sides.working_tree(), sides.temporary_folder()))
+            assert folder.is_dir()
+            other.kill()
+            other.wait()
+            assert folder.is_dir()
+            with sides.temporary_folder():
+                assert not folder.exists()
+            assert (one.folder / "dllm_kernels" / "cpu.py").exists()
+            assert two.is_dir()
+    assert not list(tmp_path.glob("dllm_kernels-*"))
 
 
 def test_a_record_tells_its_command_and_no_path_of_the_machine():
