@@ -19,6 +19,7 @@ import dllm_kernels
 from benchmarks import measure, results, workloads
 from benchmarks.measure import sides
 from benchmarks.measure.bench import Bench
+from benchmarks.measure.nursery import Nursery
 from benchmarks.results import GpuState, State
 from benchmarks.workloads import Workload
 from tests.records import CPU
@@ -375,6 +376,15 @@ def test_no_worker_outlives_its_conductor():
         time.sleep(0.1)
     assert not _runs(pid)
     assert not _runs(parent)
+
+
+def test_a_parent_of_workers_that_was_killed_is_an_error_that_says_so():
+    parent = Nursery()
+    parent._process.kill()
+    parent._process.wait()
+    with pytest.raises(RuntimeError, match="parent of the measuring processes has ended"):
+        parent.worker(sides.INSTALLED)
+    parent._socket.close()
 
 
 def _runs(pid):

@@ -48,7 +48,14 @@ class Nursery:
         errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in Worker.__exit__
         with theirs:
             request = json.dumps({"package_folder": str(side.folder) if side.folder else None})
-            socket.send_fds(self._socket, [request.encode()], [theirs.fileno(), errors.fileno()])
+            try:
+                socket.send_fds(self._socket, [request.encode()], [theirs.fileno(), errors.fileno()])
+            except (BrokenPipeError, ConnectionResetError) as error:
+                ours.close()
+                errors.close()
+                raise RuntimeError(
+                    "the parent of the measuring processes has ended; was it killed, or out of memory?"
+                ) from error
         return Worker(ours, errors)
 
 
