@@ -61,7 +61,7 @@ def working_tree() -> Iterator[Side]:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder for a state of the package, locked while it is needed. What a killed run left behind is removed first."""
+    """A folder for a state of the package, locked while needed. What a killed run left behind is removed first."""
     with ExitStack() as stack:
         with machine.lock("folders"):  # or another run could find ours before it is locked
             for left in Path(tempfile.gettempdir()).glob(f"{PACKAGE}-*"):
