@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -376,6 +377,44 @@ def test_no_worker_outlives_its_conductor():
         time.sleep(0.1)
     assert not _runs(pid)
     assert not _runs(parent)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_what_is_interrupted_while_pytorch_is_imported_leaves_no_process_and_no_traceback_of_it(number, tmp_path):
+    code = """
+import signal
+import subprocess
+from benchmarks.measure.nursery import Nursery
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Told(subprocess.Popen):
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        print(self.pid, flush=True)
+subprocess.Popen = Told
+try:
+    Nursery()
+except KeyboardInterrupt:
+    pass
+"""
+    errors = tmp_path / "errors"
+    with (
+        errors.open("w") as file,
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True
+        ) as conductor,
+    ):
+        assert conductor.stdout is not None
+        pid = int(conductor.stdout.readline())
+        time.sleep(0.2)  # it waits for the parent's first word
+        conductor.send_signal(number)
+        conductor.wait()
+        if number == signal.SIGINT:
+            assert not _runs(pid)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and _runs(pid):
+            time.sleep(0.1)
+    assert not _runs(pid)
+    assert errors.read_text() == ""
 
 
 def test_a_parent_of_workers_that_was_killed_is_an_error_that_says_so():

@@ -36,7 +36,12 @@ class Nursery:
                 env={**os.environ, "PYTHONHASHSEED": "0"},
                 start_new_session=True,  # an interrupt from the keyboard goes to the conductor, which ends its workers
             )
-        hello = self._socket.makefile().readline()
+        try:
+            hello = self._socket.makefile().readline()
+        except BaseException:  # an interrupt, while PyTorch is imported
+            self._process.kill()
+            self._process.wait()
+            raise
         if not hello:
             raise RuntimeError("the parent of the measuring processes ended before it was ready")
         self.gpu_uuid: str | None = json.loads(hello)["gpu_uuid"]  # None: there is no GPU to measure on
