@@ -159,10 +159,11 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_command(commands)
     doctor.add_command(commands)
     codegen.add_command(commands)
-    for name, command in commands.choices.items():
-        examples = [line for line in EXAMPLES.splitlines() if f"benchmarks {name} " in line]
-        command.epilog = "\n".join([*(["examples:"] if examples else []), *examples, "", EXIT_CODES])
-        command.formatter_class = argparse.RawDescriptionHelpFormatter
+    for name, one in commands.choices.items():
+        if one.epilog is None:
+            examples = [line for line in EXAMPLES.splitlines() if f"benchmarks {name} " in line]
+            one.epilog = "\n".join([*(["examples:"] if examples else []), *examples, "", EXIT_CODES])
+            one.formatter_class = argparse.RawDescriptionHelpFormatter
     return parser
 
 
