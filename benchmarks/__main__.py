@@ -1,7 +1,4 @@
-"""Measure, judge and publish from the command line: `python -m benchmarks --help`.
-
-Exit codes: 0 pass, 1 regression, 2 usage or environment error, 3 inconclusive.
-"""
+"""Measure, judge and publish from the command line: `python -m benchmarks --help`."""
 
 from __future__ import annotations
 
@@ -40,6 +37,7 @@ from benchmarks.site.overview import Verdict
 OUTPUT = Path(__file__).resolve().parent.parent / ".bench"
 USAGE_ERROR = 2
 
+EXIT_CODES = "Exit codes: 0 pass, 1 regression, 2 usage or environment error, 3 inconclusive."
 EXAMPLES = """examples:
   python -m benchmarks doctor                    is this machine fit to measure on
   python -m benchmarks bench                     measure, judge, add to the history, publish: what `make bench` does
@@ -74,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    except (ArithmeticError, LookupError) as error:  # Python's own exit code after a traceback is that of a regression
+    except Exception as error:  # after a traceback, Python's own exit code is that of a regression
         traceback.print_exception(error)
         return USAGE_ERROR
     except KeyboardInterrupt:
@@ -85,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description=__doc__,
+        description=f"{__doc__}\n{EXIT_CODES}",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -95,13 +93,18 @@ def _parser() -> argparse.ArgumentParser:
     selecting.add_argument("--quick", action="store_true", help="four workloads instead of all")
     selecting.add_argument("--workload", action="append", metavar="NAME", help="only this one; may be repeated")
     measuring = argparse.ArgumentParser(add_help=False, parents=[selecting])
-    measuring.add_argument("--processes", type=int, metavar="N", help="fresh processes a side to measure in")
+    measuring.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="fresh processes a side to measure in (default 3 on a GPU, 5 without)",
+    )
     measuring.add_argument("--seed", type=int, default=0, help="of inputs and of the order in pairs (default 0)")
     measuring.add_argument("--output", type=Path, default=OUTPUT / "latest.json", metavar="FILE", help="the record")
     judging = argparse.ArgumentParser(add_help=False)
     judging.add_argument("--require-baseline", action="store_true", help="no baseline for this device is an error")
     judging.add_argument(
-        "--max-slowdown", type=float, metavar="PERCENT", help="of device time against base, instead of 1 %%"
+        "--max-slowdown", type=_percent, metavar="PERCENT", help="of device time against base, instead of 1 %%"
     )
     form = judging.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print Markdown, as for a pull request's summary")
@@ -116,13 +119,13 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("head", nargs="?", help="a commit (default: the working tree, edits included)")
     compare.set_defaults(command=_compare)
     judge = commands.add_parser("gate", parents=[selecting, judging], help="judge a record")
-    judge.add_argument("record", type=Path)
+    judge.add_argument("record", type=Path, help="what `run`, `bench` or `compare` wrote")
     judge.set_defaults(command=_gate)
     verify = commands.add_parser("verify", help="derive a record's verdicts again from its raw samples")
-    verify.add_argument("record", type=Path)
+    verify.add_argument("record", type=Path, help="what `bench` or `compare` wrote")
     verify.set_defaults(command=_verify)
     show = commands.add_parser("report", parents=[judging], help="show a record's table; exits 0 whatever the verdict")
-    show.add_argument("record", type=Path)
+    show.add_argument("record", type=Path, help="what `run`, `bench` or `compare` wrote")
     show.set_defaults(command=_report)
     becoming = commands.add_parser("baseline", help="make records the baseline of their device, for review")
     becoming.add_argument(
@@ -133,7 +136,11 @@ def _parser() -> argparse.ArgumentParser:
     becoming.set_defaults(command=_baseline)
     learn = commands.add_parser("noise", help="make records of a commit beside itself the known noise of their device")
     learn.add_argument(
-        "records", type=Path, nargs="+", metavar="RECORD", help=f"{noise.LEAST_PROCESSES} processes in all"
+        "records",
+        type=Path,
+        nargs="+",
+        metavar="RECORD",
+        help=f"of `compare HEAD HEAD`; {noise.LEAST_PROCESSES} processes in all",
     )
     learn.add_argument("--accept", action="store_true", required=True, help="say that you mean it")
     learn.set_defaults(command=_noise)
@@ -152,7 +159,19 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_command(commands)
     doctor.add_command(commands)
     codegen.add_command(commands)
+    for name, one in commands.choices.items():
+        if one.epilog is None:
+            examples = [line for line in EXAMPLES.splitlines() if f"benchmarks {name} " in line]
+            one.epilog = "\n".join([*(["examples:"] if examples else []), *examples, "", EXIT_CODES])
+            one.formatter_class = argparse.RawDescriptionHelpFormatter
     return parser
+
+
+def _percent(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 100; got {text}")
+    return value
 
 
 def _run(options: argparse.Namespace) -> int:

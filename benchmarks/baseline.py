@@ -30,7 +30,7 @@ def accepted(runs: Sequence[Run], reason: str, known: NoiseRecord | None) -> Bas
             here, there = getattr(run.environment, name), getattr(first, name)
             if here != there:
                 raise ValueError(f"records: expected one {name}; got {there} and {here}")
-        if run.environment.dirty:
+        if run.environment.commit is None or run.environment.dirty:
             raise ValueError("record: it was measured with uncommitted changes; commit them and measure again")
     if len({run.base is None for run in runs}) < len(runs):
         raise ValueError("records: expected at most one of `run` and one of `compare`; got two of a kind")

@@ -80,6 +80,11 @@ class Case(Strict):
     accepted: tuple[AcceptedSlowdown, ...] = ()
     expected: tuple[str, ...] | None = None  # workloads of a whole run; by default the baseline's
 
+    def expects(self) -> tuple[str, ...]:
+        if self.expected is not None:
+            return self.expected
+        return tuple(self.baseline.entries) if self.baseline else ()
+
 
 def judge(run: Run, case: Case) -> Judgement:
     """Answer every question that the record and the case allow.
@@ -95,15 +100,18 @@ def judge(run: Run, case: Case) -> Judgement:
         if set(entries) != CLOCKS[run.environment.device_type]:
             wanted = ", ".join(sorted(CLOCKS[run.environment.device_type]))
             raise ValueError(f"baseline: expected {workload} on {wanted}, as the run; got {', '.join(entries)}")
-    expected = case.expected
-    if expected is None:
-        expected = tuple(case.baseline.entries) if case.baseline else ()
-    every = tuple(dict.fromkeys([*run.workloads, *(check.workload for check in run.checks), *expected]))
+    every = tuple(dict.fromkeys([*run.workloads, *(check.workload for check in run.checks), *case.expects()]))
     clocks = case.policy.floors[run.environment.device_type]
-    judge = _Judge(run, case, comparisons=max(1, len(every) * len(clocks) * (1 if run.base is None else 2)))
+    of_clock = {clock: 1 + (run.base is not None) + _has_limit(case, clock) for clock in clocks}
+    judge = _Judge(run, case, comparisons=max(1, len(every) * sum(of_clock.values())))
     verdicts = [verdict for workload in every for clock in clocks for verdict in judge.answers(workload, clock)]
     verdicts += [verdict for workload in every for verdict in judge.counted(workload)]
     return Judgement(tuple(verdicts), tuple(_notes(run, case)))
+
+
+def _has_limit(case: Case, clock: str) -> bool:
+    """Whether fused's own times on that clock are held against the baseline's: a comparison more."""
+    return case.baseline is not None and clock in case.policy.fused_tolerances
 
 
 def speedup_series(run: Run, workload: str, clock: str) -> list[Series]:
@@ -142,7 +150,7 @@ class _Judge:
         if self.run.base is None or self.device_type != "cuda" or workload not in self.run.workloads:
             return []
         head, base = (self.run.counts.get(side, {}).get(workload, {}) for side in ("head", "base"))
-        if not head or not base:
+        if not head.get("launches") or not base:  # no call is without a launch
             return [Verdict(workload, "count", "slowdown", Status.INCONCLUSIVE, "launches were not counted")]
         return [
             Verdict(
@@ -217,18 +225,20 @@ class _Judge:
         return self._verdict(series, "slowdown", *_unless_disturbed(series, status, reason), found, 1 + tolerance)
 
     def _accepted(self, workload: str, clock: str) -> tuple[float, str]:
-        """The slowdown that was accepted beside this base, and what to say of it."""
-        today = datetime.date.fromisoformat(self.run.created[:10])
+        """The slowdown that was accepted beside this base, and what to say of it; if it does not count, why."""
+        today = datetime.datetime.fromisoformat(self.run.created).date()
         base = (self.run.base and self.run.base.commit) or ""
+        remark = ""
         for one in self.case.accepted:
             if (one.workload, one.clock) != (workload, clock):
                 continue
             if not base.startswith(one.base):
-                return 0.0, f"; {one.slowdown:.1%} was accepted beside {one.base} alone: {one.reason}"
-            if datetime.date.fromisoformat(one.expires) < today:
-                return 0.0, f"; {one.slowdown:.1%} was accepted until {one.expires}: {one.reason}"
-            return one.slowdown, f", which is accepted until {one.expires}: {one.reason}"
-        return 0.0, ""
+                remark = f"; {one.slowdown:.1%} was accepted beside {one.base} alone: {one.reason}"
+            elif datetime.date.fromisoformat(one.expires) < today:
+                remark = f"; {one.slowdown:.1%} was accepted until {one.expires}: {one.reason}"
+            else:
+                return one.slowdown, f", which is accepted until {one.expires}: {one.reason}"
+        return 0.0, remark
 
     def _cause(self, workload: str) -> str:
         """Where the compiled kernels of head and base differ."""
@@ -284,7 +294,7 @@ class _Judge:
     ) -> tuple[Status, str]:  # fmt: skip
         """The verdict on the speedup, in view of the baseline's own times too."""
         clock = series[0].clock
-        if clock not in self.policy.fused_tolerances:
+        if not _has_limit(self.case, clock):
             return status, reason + _outgrown(found, entry)
         limit_us = entry.fused_us * (1 + self.policy.fused_tolerances[clock])
         times, alone = stats.times(series), self._known(series[0].workload, clock, ALONE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,10 @@ def rows(judgement: Judgement) -> list[Row]:
 
 
 def _row(verdict: Verdict) -> Row:
-    name = (verdict.workload, verdict.clock)
+    name = (_printable(verdict.workload), verdict.clock)
+    reason = _printable(verdict.reason)
     if verdict.ratio is None or verdict.fused_us is None or verdict.beside_us is None:
-        return Row(*name, "-", "-", verdict.question, "-", "-", verdict.status, verdict.reason)
+        return Row(*name, "-", "-", verdict.question, "-", "-", verdict.status, reason)
     bandwidth = "-"
     if verdict.clock == "device_us" and verdict.workload in WORKLOADS:
         bandwidth = f"{WORKLOADS[verdict.workload].bytes_read / verdict.fused_us / 1e3:.0f}"
@@ -53,8 +55,18 @@ def _row(verdict: Verdict) -> Row:
         _percent(verdict.ratio) if verdict.question == "slowdown" else _times(verdict.ratio),
         bandwidth,
         verdict.status,
-        verdict.reason,
+        reason,
     )
+
+
+def _printable(text: str) -> str:
+    """On one line, and without what a terminal takes for a command: records come from elsewhere."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _literal(text: str) -> str:
+    """As Markdown shows it: nothing that a record says is markup, or ends a cell."""
+    return re.sub(r"[\\`\[\]<>|]", r"\\\g<0>", _printable(text))
 
 
 def _times(ratio: Interval) -> str:
@@ -63,7 +75,7 @@ def _times(ratio: Interval) -> str:
 
 
 def _percent(ratio: Interval) -> str:
-    low, high = ("inf" if value in (0.0, math.inf) else f"{value - 1:+.1%}" for value in (ratio.low, ratio.high))
+    low, high = ("inf" if value == math.inf else f"{value - 1:+.1%}" for value in (ratio.low, ratio.high))
     return f"{ratio.estimate - 1:+.2%} [{low}, {high}]"
 
 
@@ -81,7 +93,7 @@ def headline(run: Run, judgement: Judgement) -> str:
         if any(v.status is status for v in judgement.verdicts)
     )
     where = "GPU" if environment.device_type == "cuda" else "CPU backend, no GPU here"
-    return f"{MARKS[judgement.status]} on {environment.device} ({where}): {counts or 'nothing was judged'}"
+    return f"{MARKS[judgement.status]} on {_printable(environment.device)} ({where}): {counts or 'nothing was judged'}"
 
 
 def versions(run: Run | KernelTable) -> str:
@@ -91,7 +103,7 @@ def versions(run: Run | KernelTable) -> str:
         parts.append(f"driver {environment.driver}")
     commit = (environment.commit or "unknown")[:10] + (" + uncommitted changes" if environment.dirty else "")
     took = [f"{run.seconds:.0f} s of measuring"] if run.seconds else []
-    return ", ".join([*parts, f"commit {commit}", run.created, *took])
+    return _printable(", ".join([*parts, f"commit {commit}", run.created, *took]))
 
 
 def print_terminal(run: Run, judgement: Judgement) -> None:
@@ -123,27 +135,32 @@ def print_terminal(run: Run, judgement: Judgement) -> None:
         console = Console(width=160)  # a log has no width of its own
     console.print(table)
     for note in judgement.notes:
-        console.print(f"- {note}", highlight=False, markup=False)
+        console.print(f"- {_printable(note)}", highlight=False, markup=False)
 
 
 def markdown(run: Run, judgement: Judgement) -> str:
     lines = [
-        f"### {headline(run, judgement)}",
+        f"### {_literal(headline(run, judgement))}",
         "",
         "| workload | clock | fused µs | beside µs | question | ratio [interval] | GB/s | verdict | why |",
         "|---|---|--:|--:|---|--:|--:|---|---|",
     ]
     lines += [
-        f"| {r.workload} | {r.clock} | {r.fused} | {r.beside} | {r.question} | {r.ratio} | {r.bandwidth} "
-        f"| {MARKS[r.status]} | {r.reason} |"
+        f"| {_literal(r.workload)} | {r.clock} | {r.fused} | {r.beside} | {r.question} | {r.ratio} | {r.bandwidth} "
+        f"| {MARKS[r.status]} | {_literal(r.reason)} |"
         for r in rows(judgement)
     ]
-    return "\n".join([*lines, "", *(f"- {note}" for note in judgement.notes), "", versions(run), ""])
+    return "\n".join(
+        [*lines, "", *(f"- {_literal(note)}" for note in judgement.notes), "", _literal(versions(run)), ""]
+    )
 
 
 def plain(run: Run, judgement: Judgement) -> dict[str, Any]:
-    """Verdicts and notes for machines."""
+    """Verdicts and notes for machines; a bound that the samples do not allow is None, because JSON has no infinity."""
     verdicts = [{**dataclasses.asdict(verdict), "status": verdict.status.name} for verdict in judgement.verdicts]
+    for verdict in verdicts:
+        if verdict["ratio"] and math.isinf(verdict["ratio"]["high"]):
+            verdict["ratio"]["high"] = None
     environment = dataclasses.asdict(run.environment)
     base = None if run.base is None else dataclasses.asdict(run.base)
     return {

@@ -341,7 +341,7 @@ def load(cls: type[R], path: Path) -> R:
         fields = json.loads(path.read_text())
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: damaged: {error}") from error
     if not isinstance(fields, dict) or fields.pop("kind", None) != cls.KIND:
         raise RecordError(f"{path}: not a {cls.KIND}")

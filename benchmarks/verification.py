@@ -65,4 +65,6 @@ def judged_otherwise(run: Run, case: Case) -> list[str]:
             differences.append(f"{name} than this repository's: {was}; here {here}")
     if judged.accepted != case.accepted:
         differences.append(f"list of accepted slowdowns: {len(judged.accepted)}; here {len(case.accepted)}")
+    if missing := [name for name in case.expects() if name not in judged.expects()]:
+        differences.append(f"list of expected workloads than this repository's: without {', '.join(missing)}")
     return differences

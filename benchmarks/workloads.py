@@ -121,13 +121,13 @@ def with_warm(chosen: Iterable[Workload], cache_bytes: int) -> list[Workload]:
 def select(names: list[str] | None, *, gpu: bool, quick: bool = False) -> tuple[list[Workload], list[Workload]]:
     """Workloads to measure here, and those that this machine leaves out because they need a GPU.
 
-    `names` are exact; a name asked for by hand is measured anywhere.
+    `names` are exact, and count once; a name asked for by hand is measured anywhere.
     """
     if names:
         unknown = [name for name in names if name not in WORKLOADS]
         if unknown:
             raise ValueError(f"workload: unknown {', '.join(unknown)}; known are {', '.join(WORKLOADS)}")
-        return [WORKLOADS[name] for name in names], []
+        return [WORKLOADS[name] for name in dict.fromkeys(names)], []
     chosen = [WORKLOADS[name] for name in QUICK] if quick else list(WORKLOADS.values())
     return [w for w in chosen if gpu or not w.needs_gpu], [w for w in chosen if w.needs_gpu and not gpu]
 

@@ -58,6 +58,26 @@ def test_gate_exits_with_the_verdict(record, device, code, capsys):
     assert NAME in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "command", ["bench", "compare", "run", "gate", "verify", "report", "baseline", "noise", "selftest"]
+)
+def test_help_of_a_command_ends_in_examples_and_exit_codes(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert f"python -m benchmarks {command}" in printed.partition("examples:")[2]
+    assert "exit code" in printed.lower()
+
+
+@pytest.mark.parametrize("percent", ["nan", "0", "-1", "100"])
+def test_a_tolerance_that_is_no_share_is_refused_before_anything_is_measured(percent, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "measure", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(SystemExit) as left:
+        cli.main(["compare", "HEAD", "--workload", NAME, "--max-slowdown", percent])
+    assert left.value.code == 2
+    assert "between 0 and 100" in capsys.readouterr().err
+
+
 def test_gate_takes_a_part_for_a_pass_only_when_asked_to(record, capsys):
     path = record(make_run(steady()))
     assert cli.main(["gate", path]) == 3
@@ -94,9 +114,10 @@ def test_only_a_clean_run_that_passes_becomes_a_baseline(record, capsys):
     assert "only a run that passes" in capsys.readouterr().err
     assert cli.main(["baseline", record(make_run(steady())), *arguments]) == 2
     assert "only a run that passes" in capsys.readouterr().err
-    dirty = _whole(environment=dataclasses.replace(GPU, dirty=True))
-    assert cli.main(["baseline", record(dirty), *arguments]) == 2
-    assert "uncommitted changes" in capsys.readouterr().err
+    for changes in ({"dirty": True}, {"commit": None}):
+        nowhere = _whole(environment=dataclasses.replace(GPU, **changes))
+        assert cli.main(["baseline", record(nowhere), *arguments]) == 2
+        assert "uncommitted changes" in capsys.readouterr().err
     assert not session.BASELINES.exists()
 
 
@@ -240,7 +261,17 @@ def test_a_part_is_a_pass_of_a_measurement_only_where_it_was_asked_for(tmp_path,
     assert "expected, and not measured" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), ZeroDivisionError("x"), KeyError("x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("disk full"),
+        ZeroDivisionError("x"),
+        KeyError("x"),
+        ImportError("no scipy"),
+        AssertionError(),
+        TypeError(),
+    ],
+)
 def test_an_accident_is_not_taken_for_a_regression(error, monkeypatch, record):
     def fails(*_):
         raise error

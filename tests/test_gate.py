@@ -201,6 +201,24 @@ def test_many_comparisons_need_more_evidence_for_a_regression():
     assert judge_(make_run(crowd, environment=CPU), Policy(looks=1), None).status is Status.INCONCLUSIVE
 
 
+def test_whether_fused_itself_is_slower_counts_as_a_comparison(monkeypatch):
+    """Each question that may end in a REGRESSION has its share of the error."""
+    errors = set()
+    interval = stats.interval
+    monkeypatch.setattr(
+        stats, "interval", lambda logs, error, noise=None: errors.add(error) or interval(logs, error, noise)
+    )
+    for run, baseline, comparisons in [
+        (make_run(steady()), None, 2),
+        (make_run(steady()), make_baseline(), 3),
+        (make_compared(), None, 4),
+        (make_compared(), make_baseline(), 5),
+    ]:
+        errors.clear()
+        judge_(run, POLICY, baseline)
+        assert errors == {POLICY.look_error(), POLICY.look_error() / comparisons}
+
+
 def _slowdowns(run, **more):
     judgement = judge_(run, POLICY, None, noise=make_noise(), **more)
     return {verdict.clock: verdict for verdict in judgement.verdicts if verdict.question == "slowdown"}
@@ -237,7 +255,7 @@ def test_one_more_launch_is_a_regression_whatever_the_times():
     assert found["count"].reason == "2 launches a call; base 1"
     del counts["base"][NAME]["launches"]
     assert _slowdowns(make_compared(counts=counts))["count"].reason == "2 launches a call; base 0"
-    counts["head"] = counts["base"]
+    counts["base"] = counts["head"]
     assert "count" not in _slowdowns(make_compared(counts=counts))
 
 
@@ -296,6 +314,21 @@ def test_an_accepted_slowdown_has_a_size_an_end_and_a_base(slowdown, expires, ba
     verdict = _slowdowns(make_compared(1.04), accepted=accepted)["device_us"]
     assert verdict.status is status
     assert "exact sums" in verdict.reason
+
+
+def test_an_accepted_slowdown_is_found_among_those_of_other_bases_and_times():
+    def accepted(base, expires):
+        return AcceptedSlowdown(NAME, "device_us", base, 0.06, "exact sums", expires)
+
+    counts, over, elsewhere = (
+        accepted("d" * 7, "2027-01-01"),
+        accepted("d" * 7, "2026-11-22"),
+        accepted("e" * 7, "2027-01-01"),
+    )
+    verdict = _slowdowns(make_compared(1.04), accepted=(over, elsewhere, counts))["device_us"]
+    assert (verdict.status, verdict.bound) == (Status.PASS, 1.06)
+    verdict = _slowdowns(make_compared(1.04), accepted=(elsewhere, over))["device_us"]
+    assert verdict.status is Status.REGRESSION
 
 
 def test_a_dropped_block_is_never_green():
@@ -362,6 +395,9 @@ def test_what_was_not_counted_or_hardly_sampled_is_never_green():
     run = make_compared(counts={})
     assert _slowdowns(run)["count"].reason == "launches were not counted"
     assert _slowdowns(run)["count"].status is Status.INCONCLUSIVE
+    for head in ({"registers": 48}, {"launches": 0}):
+        counted = make_compared(counts={"head": {NAME: head}, "base": {NAME: {"launches": 0}}})
+        assert _slowdowns(counted)["count"].reason == "launches were not counted"
     few = [
         dataclasses.replace(one, us=one.us[:2], beside_us=one.beside_us[:2]) if one.process == 1 else one
         for one in run.series

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.gate import Case, Status, judge
-from benchmarks.policy import Policy
-from benchmarks.results import Check, Series
+from benchmarks.gate import Case, Status, judge, slowdown_status
+from benchmarks.policy import Policy, slowdown_tolerance
+from benchmarks.results import Check, Noise, Series
 from tests.records import NAME, make_noise, make_run
 
 POLICY = Policy()
@@ -81,3 +81,51 @@ def test_the_gate_over_its_looks(slowdown, expected, process_sd, drift):
     assert ended.count(expected) >= 38
     wrong = Status.REGRESSION if expected is Status.PASS else Status.PASS
     assert wrong not in ended
+
+
+KNOWN = Noise(0.003, 41)
+COMPARISONS = 16  # of four workloads on two clocks, beside base and beside the reference
+RUNS = 1000
+
+
+def _ends(true_deviation, slowdown, known=KNOWN):
+    """How simulated comparisons end that are looked at up to three times, while they are in doubt."""
+    rng = np.random.default_rng(5)
+    error = POLICY.look_error()
+    ended = []
+    for logs in rng.normal(math.log(slowdown), true_deviation, (RUNS, 9)):
+        for processes in (3, 6, 9):
+            tolerance = slowdown_tolerance(POLICY, "cuda", "device_us", known, processes)
+            status, _ = slowdown_status(list(logs[:processes]), known, tolerance, error, error / COMPARISONS)
+            if status is not Status.INCONCLUSIVE:
+                break
+        ended.append(status)
+    return {status: ended.count(status) / RUNS for status in Status}
+
+
+@pytest.mark.parametrize(
+    ("times_known", "most_passed", "least_caught"), [(0.5, 0.05, 0.99), (1, 0.05, 0.99), (1.5, 0.1, 0.9)]
+)
+def test_the_error_holds_over_all_looks(times_known, most_passed, least_caught):
+    """Just beyond the tolerance hardly any pass, and the same code is never accused; with somewhat more noise than is
+    known, which so few processes cannot show, twice the error."""
+    deviation = times_known * KNOWN.deviation
+    assert _ends(deviation, 1.0101)[Status.PASS] <= most_passed
+    assert _ends(deviation, 1.0)[Status.REGRESSION] == 0
+    assert _ends(deviation, 1.02)[Status.REGRESSION] >= least_caught
+
+
+def test_processes_that_vary_by_a_percent_where_a_third_is_known():
+    """The same code is not accused, 2 % do not pass, and half of all is not doubt."""
+    same, slower = _ends(0.01, 1.0), _ends(0.01, 1.02)
+    assert _ends(0.01, 1.0101)[Status.PASS] <= 0.12  # 0.2 if its own noise did not count
+    assert same[Status.REGRESSION] <= 0.002
+    assert same[Status.INCONCLUSIVE] <= 0.35
+    assert slower[Status.PASS] <= 0.005
+    assert slower[Status.REGRESSION] >= 0.25
+
+
+def test_without_known_noise_the_error_holds_too():
+    for deviation in (0.001, 0.01):
+        assert _ends(deviation, 1.0101, None)[Status.PASS] <= 0.06
+        assert _ends(deviation, 1.0, None)[Status.REGRESSION] <= 0.002

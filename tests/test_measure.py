@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +20,7 @@ import dllm_kernels
 from benchmarks import measure, results, workloads
 from benchmarks.measure import sides
 from benchmarks.measure.bench import Bench
+from benchmarks.measure.nursery import Nursery
 from benchmarks.results import GpuState, State
 from benchmarks.workloads import Workload
 from tests.records import CPU
@@ -374,6 +379,53 @@ def test_no_worker_outlives_its_conductor():
     assert not _runs(parent)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_what_is_interrupted_while_pytorch_is_imported_leaves_no_process_and_no_traceback_of_it(number, tmp_path):
+    code = """
+import signal
+import subprocess
+from benchmarks.measure.nursery import Nursery
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Told(subprocess.Popen):
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        print(self.pid, flush=True)
+subprocess.Popen = Told
+try:
+    Nursery()
+except KeyboardInterrupt:
+    pass
+"""
+    errors = tmp_path / "errors"
+    with (
+        errors.open("w") as file,
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True
+        ) as conductor,
+    ):
+        assert conductor.stdout is not None
+        pid = int(conductor.stdout.readline())
+        time.sleep(0.2)  # it waits for the parent's first word
+        conductor.send_signal(number)
+        conductor.wait()
+        if number == signal.SIGINT:
+            assert not _runs(pid)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and _runs(pid):
+            time.sleep(0.1)
+    assert not _runs(pid)
+    assert errors.read_text() == ""
+
+
+def test_a_parent_of_workers_that_was_killed_is_an_error_that_says_so():
+    parent = Nursery()
+    parent._process.kill()
+    parent._process.wait()
+    with pytest.raises(RuntimeError, match="parent of the measuring processes has ended"):
+        parent.worker(sides.INSTALLED)
+    parent._socket.close()
+
+
 def _runs(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -394,6 +446,31 @@ def test_a_commit_is_measured_without_touching_the_checkout():
     assert not folder.exists()
     with pytest.raises(ValueError, match="nowhere: expected a commit of this repository"), sides.commit("nowhere"):
         pass
+
+
+def test_what_a_killed_run_left_behind_is_removed_by_the_next_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import time\nfrom benchmarks.measure import sides\nwith sides.working_tree() as side:\n"
+        "    print(side.folder, flush=True)\n    time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        folder = Path(other.stdout.readline().strip())
+        with ExitStack() as stack:
+            stack.callback(other.kill)
+            one, two = map(stack.enter_context, (sides.working_tree(), sides.temporary_folder()))
+            assert folder.is_dir()
+            other.kill()
+            other.wait()
+            assert folder.is_dir()
+            with sides.temporary_folder():
+                assert not folder.exists()
+            assert (one.folder / "dllm_kernels" / "cpu.py").exists()
+            assert two.is_dir()
+    assert not list(tmp_path.glob("dllm_kernels-*"))
 
 
 def test_a_record_tells_its_command_and_no_path_of_the_machine():

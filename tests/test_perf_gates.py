@@ -72,6 +72,10 @@ def test_what_cannot_be_compared_is_refused(perf, tmp_path):
     code, output = perf("--benchmark-compare", device="CPU B")
     assert code == pytest.ExitCode.USAGE_ERROR
     assert "measured on CPU A, this one on CPU B" in output
+    for option in ("--benchmark-disable", "--benchmark-skip"):
+        code, output = perf("--benchmark-compare", option)
+        assert code == pytest.ExitCode.USAGE_ERROR
+        assert f"with {option} nothing would be compared" in output
     (saved,) = (tmp_path / "saved").rglob("*.json")
     content = json.loads(saved.read_text())
     lost = content["benchmarks"].pop()["fullname"]

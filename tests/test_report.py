@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from html.parser import HTMLParser
 
@@ -10,7 +11,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.gate import Case, judge
-from tests.records import CPU, NAME, OTHER, make_run, steady
+from tests.records import CPU, GPU, NAME, OTHER, make_run, steady
 
 
 @pytest.fixture
@@ -39,6 +40,36 @@ def test_brackets_in_a_record_are_no_markup(capsys):
     run = dataclasses.replace(run, checks=(failed, *run.checks[1:]))
     report.print_terminal(run, judge(run, Case()))
     assert "boom [/foo]" in capsys.readouterr().out
+
+
+def test_what_a_record_says_is_neither_markup_nor_a_command_to_the_terminal(capsys):
+    run = make_run(steady(), environment=dataclasses.replace(GPU, device="a\x1b[2J|b"))
+    detail = "3 ids | differ\n## <img src=x> ![x](y) \x1b]0;x\x07"
+    run = dataclasses.replace(
+        run, checks=(dataclasses.replace(run.checks[0], passed=False, detail=detail), *run.checks[1:])
+    )
+    judgement = judge(run, Case())
+    text = report.markdown(run, judgement)
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")} == {10}
+    assert not [line for line in text.splitlines() if line.startswith("## ")]
+    assert not re.search(r"(?<!\\)[<\[]img|(?<!\\)\[x", text)
+    report.print_terminal(run, judgement)
+    for shown in (text, capsys.readouterr().out):
+        assert "\x1b" not in shown
+        assert "differ" in shown
+
+
+def test_an_interval_without_ends_is_shown_as_one(capsys):
+    run = make_run({(NAME, "device_us"): [15.0]}, slowdowns={(NAME, "device_us"): [1.0]})
+    report.print_terminal(run, judge(run, Case()))
+    assert "+0.00% [-100.0%, inf]" in capsys.readouterr().out
+
+
+def test_verdicts_for_machines_are_json_where_the_interval_has_no_end():
+    run = make_run({(NAME, "device_us"): [15.0], (NAME, "call_us"): [4.0]})
+    plain = report.plain(run, judge(run, Case()))
+    json.dumps(plain, allow_nan=False)
+    assert {verdict["ratio"]["high"] for verdict in plain["verdicts"]} == {None}
 
 
 def test_a_cpu_run_says_so(capsys):

@@ -40,6 +40,7 @@ def _break(path, **changes):
         (lambda path: path.unlink(), "cannot be read"),
         (lambda path: path.write_text(""), "damaged"),
         (lambda path: path.write_text(path.read_text()[:500]), "damaged"),
+        (lambda path: path.write_text("[" * 200_000), "damaged"),
         (lambda path: path.write_text("[1, 2]"), "not a run"),
         (lambda path: _break(path, kind="baseline"), "not a run"),
         (lambda path: _break(path, version=99), "format 99; this version reads 4"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from benchmarks import __main__ as cli
 from benchmarks import measure, results, session
 from benchmarks.workloads import QUICK
-from tests.records import make_noise, make_run, steady
+from tests.records import GPU, make_noise, make_run, steady
 
 
 @pytest.fixture
@@ -19,17 +20,24 @@ def selftests(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "BASELINES", tmp_path / "baselines")
     measured = []
 
-    def run(*arguments, slower=1.3, output="out.json"):
+    def run(*arguments, slower=1.3, output="out.json", same=1.0, device=GPU.device):
         def fake_measure(chosen, *, head, base, processes, seed, first_process=0, **_):
             measured.append(head.state.file)
-            ratio = 1.0 if "same code" in head.state.file else slower
+            ratio = same if "same code" in head.state.file else slower
             spread = [0.999 + 0.002 * (process % 2) for process in range(processes)]
             speedups, slowdowns = {}, {}
             for workload in chosen:
                 keys = steady(workload=workload.name)
                 speedups |= {key: [15.0] * processes for key in keys}
                 slowdowns |= {key: [ratio * s for s in spread] for key in keys}
-            return make_run(speedups, slowdowns=slowdowns)
+            made = make_run(speedups, slowdowns=slowdowns, environment=dataclasses.replace(GPU, device=device))
+            numbered = {
+                name: tuple(
+                    dataclasses.replace(one, process=one.process + first_process) for one in getattr(made, name)
+                )
+                for name in ("checks", "series")
+            }
+            return dataclasses.replace(made, **numbered)
 
         monkeypatch.setattr(measure, "measure", fake_measure)
         monkeypatch.setattr(measure, "has_gpu", lambda: True)
@@ -56,6 +64,20 @@ def test_a_slowdown_that_is_missed_fails(selftests, capsys):
     assert code == 1
     assert record["runs"][0]["status"] == "PASS"
     assert "planted: 0 of 1 runs caught" in capsys.readouterr().out
+
+
+def test_a_gate_that_doubts_the_same_code_too_often_is_not_good(selftests, capsys):
+    code, record = selftests("--same", "1", same=1.01)
+    assert (code, record["runs"][0]["status"]) == (3, "INCONCLUSIVE")
+    assert "0 of 1 accused" in capsys.readouterr().out
+    assert selftests("--same", "20", same=1.0)[0] == 0  # 1 of 20 is 5 %
+
+
+def test_it_does_not_go_on_on_another_device(selftests, capsys):
+    selftests("--same", "1")
+    code, record = selftests("--same", "2", device="NVIDIA Other")
+    assert (code, len(record["runs"])) == (2, 1)
+    assert "out.json: of NVIDIA Test, not NVIDIA Other" in capsys.readouterr().err
 
 
 def test_it_goes_on_where_it_stopped(selftests):

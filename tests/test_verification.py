@@ -11,7 +11,7 @@ from benchmarks.gate import Case, Status, judge
 from benchmarks.policy import Policy
 from benchmarks.results import AcceptedSlowdown
 from benchmarks.verification import judged_otherwise, verify, with_verdicts
-from tests.records import NAME, make_baseline, make_compared, make_noise
+from tests.records import NAME, OTHER, make_baseline, make_compared, make_noise
 
 POLICY = Policy()
 
@@ -41,3 +41,11 @@ def test_what_a_record_was_judged_by_is_held_beside_what_is_here():
         "noise than this repository's: none; here of 2026-11-23",
     ]
     assert judged_otherwise(with_verdicts(run, case, judge(run, case)), case) == []
+
+
+def test_a_record_that_was_cut_down_to_what_passes_is_told():
+    """Without its slow workload, and without expecting it, a record is consistent in itself."""
+    case = Case(POLICY, expected=(NAME, OTHER))
+    cut = with_verdicts(make_compared(), dataclasses.replace(case, expected=(NAME,)), judge(make_compared(), Case()))
+    assert judged_otherwise(cut, case) == [f"list of expected workloads than this repository's: without {OTHER}"]
+    assert judged_otherwise(with_verdicts(make_compared(), case, judge(make_compared(), case)), case) == []

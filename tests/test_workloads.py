@@ -29,6 +29,7 @@ def test_selection():
     assert workloads.select(None, gpu=True)[1] == []
     assert [w.name for w in workloads.select(None, gpu=False, quick=True)[0]] == list(QUICK)
     assert workloads.select(["32x32x157184-bf16-100"], gpu=False)[0][0].batch == 32
+    assert len(workloads.select([QUICK[0], QUICK[0]], gpu=False)[0]) == 1  # or its samples would be there twice
     with pytest.raises(ValueError, match="workload: unknown 1x1x1; known are 1x32x128000"):
         workloads.select(["1x1x1"], gpu=False)
 

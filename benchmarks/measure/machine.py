@@ -96,7 +96,7 @@ def lock(name: str, waiting: Callable[[str], None] | None = None) -> Iterator[No
     """Hold the machine's lock of that name: two runs on one GPU would measure each other."""
     descriptor = _open_lock(name)
     try:
-        if not _locked(descriptor):
+        if not locked(descriptor):
             if waiting:
                 waiting("another run measures here: waiting for it")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -114,7 +114,7 @@ def cores(count: int) -> Iterator[list[int | None]]:
             if len(free) < count:
                 descriptor = _open_lock(f"core-{core}")
                 stack.callback(os.close, descriptor)
-                free += [core] if _locked(descriptor) else []
+                free += [core] if locked(descriptor) else []
         yield ((free or [None]) * count)[:count]
 
 
@@ -126,8 +126,8 @@ def _open_lock(name: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
 
 
-def _locked(descriptor: int) -> bool:
-    """Whether the lock could be taken at once. It ends when the file is closed."""
+def locked(descriptor: int) -> bool:
+    """Whether the lock of an open file or folder could be taken at once. It ends when that is closed."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -36,7 +36,12 @@ class Nursery:
                 env={**os.environ, "PYTHONHASHSEED": "0"},
                 start_new_session=True,  # an interrupt from the keyboard goes to the conductor, which ends its workers
             )
-        hello = self._socket.makefile().readline()
+        try:
+            hello = self._socket.makefile().readline()
+        except BaseException:  # an interrupt, while PyTorch is imported
+            self._process.kill()
+            self._process.wait()
+            raise
         if not hello:
             raise RuntimeError("the parent of the measuring processes ended before it was ready")
         self.gpu_uuid: str | None = json.loads(hello)["gpu_uuid"]  # None: there is no GPU to measure on
@@ -48,7 +53,14 @@ class Nursery:
         errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in Worker.__exit__
         with theirs:
             request = json.dumps({"package_folder": str(side.folder) if side.folder else None})
-            socket.send_fds(self._socket, [request.encode()], [theirs.fileno(), errors.fileno()])
+            try:
+                socket.send_fds(self._socket, [request.encode()], [theirs.fileno(), errors.fileno()])
+            except (BrokenPipeError, ConnectionResetError) as error:
+                ours.close()
+                errors.close()
+                raise RuntimeError(
+                    "the parent of the measuring processes has ended; was it killed, or out of memory?"
+                ) from error
         return Worker(ours, errors)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
+import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from benchmarks.measure.machine import commit_of
+from benchmarks.measure import machine
 from benchmarks.results import State
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,19 +44,45 @@ def commit(revision: str) -> Iterator[Side]:
     archive = _git("archive", "--format=zip", name, PACKAGE)
     if not archive:
         raise ValueError(f"{revision}: expected a commit that holds {PACKAGE}/; {name} does not")
-    with TemporaryDirectory(prefix=f"{PACKAGE}-") as folder:
+    with temporary_folder() as folder:
         with zipfile.ZipFile(io.BytesIO(archive)) as files:
             files.extractall(folder)
-        yield Side(Path(folder), State(name, False, f"{PACKAGE}/__init__.py at {name[:10]}"))
+        yield Side(folder, State(name, False, f"{PACKAGE}/__init__.py at {name[:10]}"))
 
 
 @contextmanager
 def working_tree() -> Iterator[Side]:
     """A copy of the package as it stands in the checkout, edits included."""
-    name, dirty = commit_of(ROOT / PACKAGE)
-    with TemporaryDirectory(prefix=f"{PACKAGE}-") as folder:
-        copy_package(Path(folder))
-        yield Side(Path(folder), State(name, dirty, f"{PACKAGE}/__init__.py of the working tree"))
+    name, dirty = machine.commit_of(ROOT / PACKAGE)
+    with temporary_folder() as folder:
+        copy_package(folder)
+        yield Side(folder, State(name, dirty, f"{PACKAGE}/__init__.py of the working tree"))
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for a state of the package, locked while needed. What a killed run left behind is removed first."""
+    with ExitStack() as stack:
+        with machine.lock("folders"):  # or another run could find ours before it is locked
+            for left in Path(tempfile.gettempdir()).glob(f"{PACKAGE}-*"):
+                _remove_if_abandoned(left)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{PACKAGE}-")))
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            machine.locked(descriptor)
+        yield folder
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # another user's, no folder, or just gone
+        return
+    try:
+        if machine.locked(descriptor):
+            shutil.rmtree(folder, ignore_errors=True)  # in part another user's
+    finally:
+        os.close(descriptor)
 
 
 def copy_package(folder: Path) -> None:

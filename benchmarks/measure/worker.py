@@ -28,7 +28,10 @@ def main() -> None:
     sys.path = [entry for entry in sys.path if entry and Path(entry).resolve() not in (HERE, HERE.parent)]
     requests = socket.socket(fileno=int(sys.argv[1]))
     _import_what_is_slow()
-    requests.sendall(json.dumps({"gpu_uuid": _in_a_child(_gpu_uuid)}).encode() + b"\n")
+    try:
+        requests.sendall(json.dumps({"gpu_uuid": _in_a_child(_gpu_uuid)}).encode() + b"\n")
+    except BrokenPipeError:  # the conductor was killed meanwhile
+        return
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
     while True:
         request, descriptors, _, _ = socket.recv_fds(requests, 65536, 2)

@@ -74,6 +74,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """pytest-benchmark compares what the saved run has, if there is one, and passes the rest: refuse that too."""
     if session.config.getoption("benchmark_compare") and SAVED not in session.config.stash:
         raise pytest.UsageError("there is no saved run to compare with: save one with --benchmark-autosave")
+    for name in ("disable", "skip"):
+        if session.config.getoption("benchmark_compare") and session.config.getoption(f"benchmark_{name}"):
+            raise pytest.UsageError(f"with --benchmark-{name} nothing would be compared: leave it out")
     series = {item.nodeid for item in session.items if "benchmark" in getattr(item, "fixturenames", ())}
     if missing := sorted(series - session.config.stash.get(SAVED, series)):
         raise pytest.UsageError(f"the saved run lacks {', '.join(missing)}: save a new one with --benchmark-autosave")
