@@ -28,6 +28,7 @@ from benchmarks import (
     report,
     results,
     selftest,
+    service,
     session,
     verification,
     workloads,
@@ -152,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_command(commands)
     doctor.add_command(commands)
     codegen.add_command(commands)
+    service.add_command(commands)
     return parser
 
 
