@@ -1,4 +1,4 @@
-"""A repository with a bare remote, pull requests to it, and `act` that runs its workflows as GitHub would on its events."""
+"""A repository with a bare remote, pull requests to it, and `act`, which runs its workflows on the events of both."""
 
 from __future__ import annotations
 
@@ -121,14 +121,19 @@ class Forge:
         command = [str(BIN / "act"), event, "--eventpath", str(place / "event.json")]
         command += ["--workflows", str(path)]
         command += ["--platform", "ubuntu-24.04=-self-hosted", "--platform", "self-hosted=-self-hosted"]
-        command += ["--no-skip-checkout", "--action-offline-mode"]
+        command += ["--no-skip-checkout", "--action-offline-mode", "--secret", "GITHUB_TOKEN=made-up-token"]
         command += [one for action in stand_ins(path) for one in action]
         command += [one for name, value in given.items() for one in ("--env", f"{name}={value}")]
-        outside = {**os.environ, "PATH": given["PATH"], "HOME": str(place / "home"), "XDG_CACHE_HOME": str(place / "cache")}
+        outside = {
+            **os.environ,
+            "PATH": given["PATH"],
+            "HOME": str(place / "home"),
+            "XDG_CACHE_HOME": str(place / "cache"),
+        }
         outside.pop("GITHUB_TOKEN", None)
         done = subprocess.run(
-            command, cwd=checkout, env=outside, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, check=False, timeout=600,
+            command, cwd=checkout, env=outside, text=True, check=False, timeout=600,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         (place / "log").write_text(done.stdout)
         return Done(done.returncode, done.stdout, place)

@@ -1,9 +1,9 @@
 """`python -m benchmarks` of the checkout in the working directory, on an H100 that is not there.
 
-Everything is that checkout's but the samples: every workload takes the times of the checkout's own baseline of the device,
-longer by what the measured state of the package plants in `dllm_kernels/planted.json`:
-{"fused": 1.1, "reference": 1.0, "workloads": [...]} (all, if left out). Nothing else of the package is looked at, and the
-few tenths of a percent by which processes differ are drawn from the seed.
+Everything is that checkout's but the samples: every workload takes the times of the checkout's own baseline of the
+device, longer by what the measured state of the package plants in `dllm_kernels/planted.json`:
+{"fused": 1.1, "reference": 1.0, "workloads": [...]} (all, if left out). Nothing else of the package is looked at, and
+the tenth of a percent by which processes and samples differ is drawn from the seed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,17 @@ def made_up(
         command="python -m benchmarks " + " ".join(sys.argv[1:]),
         seed=seed,
         environment=Environment(
-            DEVICE, "cuda", "0123", 16, "3.12.3", baseline.torch, baseline.triton, "13.0", baseline.driver, commit, dirty
+            DEVICE,
+            "cuda",
+            "0123",
+            16,
+            "3.12.3",
+            baseline.torch,
+            baseline.triton,
+            "13.0",
+            baseline.driver,
+            commit,
+            dirty,
         ),
         base=base.state if base else None,
         workloads=tuple(workload.name for workload in chosen),
