@@ -321,11 +321,22 @@ def test_a_hostile_record_shows_as_text() -> None:
         assert alive not in page
 
 
-def test_the_page_fits_into_a_comment_whatever_is_in_the_record() -> None:
+def test_the_page_fits_into_a_comment_whatever_is_in_it() -> None:
+    run, long = make_compared(), "x" * 10_000
+    one = gate.judge(run, CASE).verdicts[0]
+    bad = dataclasses.replace(one, status=gate.Status.REGRESSION, reason=long)
+    judgement = gate.Judgement((bad,) * 300, (long,) * 300)
+    outcome = verdict.Outcome((long,) * 300, (verdict.Found(MODEL, run, judgement),) * 3)
+    page = text.page(outcome, (f"benchmarks/{long}",) * 200, None, HEAD, BASE)
+    assert page.startswith("## perf-verdict: RED")
+    assert len(page) <= text.MOST_CHARACTERS
+
+
+def test_workloads_that_nobody_asked_for_are_red_and_not_judged() -> None:
     run = make_compared()
-    names = tuple(f"workload-{number}-{'x' * 300}" for number in range(2000))
-    outcome = decide(judged(dataclasses.replace(run, workloads=(*run.workloads, *names))))
-    assert len(text.page(outcome, tuple("benchmarks/" + "y" * 900 for _ in range(200)), None, HEAD, BASE)) < 65_000
+    more = tuple(f"workload-{number}" for number in range(100_000))
+    outcome = decide(dataclasses.replace(run, workloads=(*run.workloads, *more)))
+    assert [f"{len(more)} workloads that nobody asked for" in reason for reason in outcome.reasons] == [True]
 
 
 def test_the_picture_has_a_bar_a_workload_and_the_limit() -> None:

@@ -71,8 +71,10 @@ def decide(
             reasons.append(f"{gpu.name}: {len(own)} records of {gpu.device}; expected one")
             continue
         try:
-            judgement = gate.judge(own[0], case_of(own[0]))
-            reasons += [f"{gpu.name}: {reason}" for reason in _of_record(asked, own[0], judgement, case_of(own[0]))]
+            case = case_of(own[0])
+            _refuse_strange_workloads(own[0], case)
+            judgement = gate.judge(own[0], case)
+            reasons += [f"{gpu.name}: {reason}" for reason in _of_record(asked, own[0], judgement, case)]
         except (ValueError, ArithmeticError, LookupError) as error:
             reasons.append(f"{gpu.name}: the record cannot be judged: {error}")
             continue
@@ -85,6 +87,13 @@ def decide(
     if changed:
         reasons.append("it changes what it is judged by, below: a maintainer has to take that on (docs/operating.md)")
     return Outcome(tuple(reasons), tuple(found))
+
+
+def _refuse_strange_workloads(run: Run, case: gate.Case) -> None:
+    """Judging takes time for each: a record of thousands would keep the judge busy for hours."""
+    strange = {*run.workloads, *(check.workload for check in run.checks)} - set(case.expected or ())
+    if strange:
+        raise ValueError(f"it has {len(strange)} workloads that nobody asked for, {min(strange)[:80]!r} among them")
 
 
 def _of_record(asked: Asked, run: Run, judgement: gate.Judgement, case: gate.Case) -> list[str]:

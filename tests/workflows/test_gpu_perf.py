@@ -36,8 +36,8 @@ def workflow_with(**jobs: dict[str, Any]) -> dict[str, Edit]:
 
 @pytest.fixture
 def run(forge: Forge, api: Api) -> Callable[..., Done]:
-    def run(edits: dict[str, Edit], **environment: str) -> Done:
-        event = forge.pull_request(edits)
+    def run(edits: dict[str, Edit], number: int = 7, **environment: str) -> Done:
+        event = forge.pull_request(edits, number)
         return forge.act(
             "gpu-perf.yml", "pull_request", event, GITHUB_API_URL=api.url, GITHUB_REPOSITORY=REPOSITORY, **environment
         )
@@ -117,7 +117,7 @@ def test_one_that_raises_a_tolerance_goes_red(run):
     done = run({**looser, **planted(fused=1.1)})
     summary = assert_red(done, "h100: REGRESSION", "slower than base by more than 1.0%")
     assert "- benchmarks/policy.py" in summary
-    alone = run(looser)
+    alone = run(looser, number=8)
     assert alone.jobs["GPU h100"] is True
     assert_red(alone, "it changes what it is judged by", "- benchmarks/policy.py")
 
