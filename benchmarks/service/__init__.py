@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gate, results, session
-from benchmarks.history.changes import changes
+from benchmarks.history.command import bent, left_out
 from benchmarks.history.points import commits_of, read
 from benchmarks.results import Run
 from benchmarks.service import artefacts, gpus, issues, overrides, text, verdict
@@ -243,14 +243,14 @@ def _same(options: argparse.Namespace) -> int:
 def _issues(options: argparse.Namespace) -> int:
     """Reads the results of the branch that is checked out; earlier issues are told by label and author."""
     commits = commits_of(ROOT)
-    series = read(options.results, commits)
-    found = [change for one, points in series.items() for change in changes(one, points, commits)]
+    points = read(options.results, commits)
+    found = bent(points, commits, left_out(ROOT))
     github = GitHub.of_environment()
     before = github.get("issues", labels=issues.LABEL, creator=BOT, state="all", per_page=MOST_ISSUES)
     for issue in issues.to_open(found, commits, [one["body"] or "" for one in before]):
         github.post("issues", title=issue.title, body=issue.body, labels=[issues.LABEL])
         print(f"Opened: {issue.title}")
-    print(f"{len(found)} changes in {len(series)} series.")
+    print(f"{len(found)} changes in {len(points)} series.")
     return 0
 
 

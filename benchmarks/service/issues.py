@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.history.changes import Change, issue
+from benchmarks.history.changes import Change
+from benchmarks.history.command import issue
 
 LABEL = "performance-history"
 NEAR = 2  # commits

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class Forge:
     """One repository; `main` is a clone whose commits are pushed to its branch main."""
 
     folder: Path
-    runs: int = field(default=0)
+    runs: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
         self.remote = self.folder / "remote.git"
@@ -94,22 +95,30 @@ class Forge:
             "repository": {"full_name": "owner/dllm-kernels", "default_branch": "main"},
         }
 
+    def push(self) -> dict[str, Any]:
+        """The event of the last commit to main."""
+        after = git(self.main, "rev-parse", "HEAD")
+        repository = {"full_name": "owner/dllm-kernels", "default_branch": "main"}
+        return {"ref": "refs/heads/main", "after": after, "repository": repository}
+
     def act(self, workflow: str, event: str, payload: dict[str, Any], **environment: str) -> Done:
-        """Run a workflow as the commit has it that GitHub would take it from."""
-        self.runs += 1
-        place = self.folder / f"run-{self.runs}"
+        """Run a workflow as the commit has it that GitHub would take it from; artefacts of an earlier run may be given
+        as TEST_ARTEFACTS."""
+        place = self.folder / f"run-{next(self.runs)}"
         for name in ("docker", "artefacts", "summaries", "cache", "home"):
             (place / name).mkdir(parents=True)
         checkout = place / "checkout"
         git(self.folder, "clone", "--quiet", str(self.remote), str(checkout))
-        if "pull_request" in payload:
-            git(checkout, "fetch", "--quiet", "origin", payload["pull_request"]["head"]["sha"])
-            git(checkout, "checkout", "--quiet", "--detach", "FETCH_HEAD")
+        # Of a pull request the workflow is its own; of a run that has finished, main's.
+        ref = payload["pull_request"]["head"]["sha"] if "pull_request" in payload else payload.get("after", "main")
+        git(checkout, "fetch", "--quiet", "origin", ref)
+        git(checkout, "checkout", "--quiet", "--detach", "FETCH_HEAD")
         path = checkout / ".github" / "workflows" / workflow
         path.write_text(re.sub(r"(?m)^ +queue: max.*\n", "", path.read_text()))  # which act does not know yet
         (place / "event.json").write_text(json.dumps(payload))
         given = {
             "TEST_REMOTE": str(self.remote),
+            "TEST_REF": ref,
             "TEST_ARTEFACTS": str(place / "artefacts"),
             "TEST_DOCKER": str(place / "docker"),
             "TEST_SUMMARIES": str(place / "summaries"),

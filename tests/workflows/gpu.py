@@ -94,7 +94,7 @@ def made_up(
         checks=tuple(checks),
         series=tuple(series),
         blocks=(),
-        counts={side: {workload.name: {"launches": 1} for workload in chosen} for side in ("head", "base")},
+        counts={side: {one.name: {"launches": 1, "peak_bytes": 4096} for one in chosen} for side in ("head", "base")},
         seconds=1.0,
     )
 
