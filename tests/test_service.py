@@ -99,6 +99,18 @@ def test_a_regression_is_red_and_names_workload_and_reason() -> None:
     assert reason.startswith(f"test: REGRESSION: {NAME} on device_us, slowdown: slower than base by more than 1.0%")
 
 
+def test_a_regression_of_many_workloads_names_the_first_ones() -> None:
+    names = [f"workload-{number}" for number in range(9)]
+    verdicts = [
+        gate.Verdict(name, clock, "slowdown", gate.Status.REGRESSION, "slow")
+        for name in names
+        for clock in ("device_us", "call_us")
+    ]
+    judgement = gate.Judgement((*verdicts, gate.Verdict("fine", "call_us", "speedup", gate.Status.PASS, "")), ())
+    also = "also workload-1, workload-2, workload-3 and 5 more"
+    assert verdict._worst(judgement) == f"workload-0 on device_us, slowdown: slow; {also} (18 of 19 verdicts)"
+
+
 def test_doubt_is_red() -> None:
     (reason,) = decide(judged(make_compared(device=1.0095))).reasons
     assert reason.startswith("test: INCONCLUSIVE: ")

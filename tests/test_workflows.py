@@ -242,6 +242,7 @@ def test_records_are_kept_whatever_the_verdict() -> None:
         "name": "gpu-perf-${{ matrix.gpu.name }}",
         "path": "results/record.json",
         "if-no-files-found": "error",
+        "overwrite": True,
         "retention-days": 90,
     }
 

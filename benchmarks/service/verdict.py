@@ -113,11 +113,16 @@ def _of_record(asked: Asked, run: Run, judgement: gate.Judgement, case: gate.Cas
 
 
 def _worst(judgement: gate.Judgement) -> str:
-    """The verdicts that decided, the first three of them in words."""
+    """The first of the verdicts that decided in words, and which workloads the others are of."""
     worst = [one for one in judgement.verdicts if one.status is judgement.status]
-    shown = [f"{one.workload} on {one.clock}, {one.question}: {one.reason}" for one in worst[:3]]
-    more = [f"and {len(worst) - 3} more"] if len(worst) > 3 else []
-    return "; ".join([*shown, *more]) or "nothing was judged"
+    if not worst:
+        return "nothing was judged"
+    first, names = worst[0], list(dict.fromkeys(one.workload for one in worst))
+    shown = f"{first.workload} on {first.clock}, {first.question}: {first.reason}"
+    if len(names) > 1:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        shown += f"; also {', '.join(names[1:4])}{more}"
+    return f"{shown} ({len(worst)} of {len(judgement.verdicts)} verdicts)"
 
 
 def _state(commit: str | None, dirty: bool) -> str:

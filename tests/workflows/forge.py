@@ -139,7 +139,8 @@ class Forge:
             "HOME": str(place / "home"),
             "XDG_CACHE_HOME": str(place / "cache"),
         }
-        outside.pop("GITHUB_TOKEN", None)
+        for name in ("GITHUB_TOKEN", "TRITON_INTERPRET"):  # the latter is of these tests, and nothing compiles under it
+            outside.pop(name, None)
         done = subprocess.run(
             command, cwd=checkout, env=outside, text=True, check=False, timeout=600,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
