@@ -159,6 +159,7 @@ def test_what_comes_from_people_is_no_part_of_a_command() -> None:
 def test_ci_runs_what_people_run_and_builds_the_image() -> None:
     jobs = WORKFLOWS["ci.yml"]["jobs"]
     assert runs_of(jobs["ci"]) == [".ci/run"]
+    assert runs_of(jobs["workflows"]) == ["make test-workflows"]
     (build,) = runs_of(jobs["image"])
     assert build.startswith("make image ")
     assert "make codegen" in (ROOT / ".ci" / "run").read_text()
