@@ -133,7 +133,7 @@ class Forge:
         command += ["--no-skip-checkout", "--action-offline-mode", "--secret", "GITHUB_TOKEN=made-up-token"]
         command += [one for action in stand_ins(path) for one in action]
         command += [one for name, value in given.items() for one in ("--env", f"{name}={value}")]
-        # Not what another workflow around this one has, nor the interpreter of these tests, under which nothing compiles.
+        # Not what a workflow around this one has, nor the interpreter of these tests, under which nothing compiles.
         others = ("GITHUB_", "RUNNER_", "ACTIONS_", "TRITON_INTERPRET")
         outside = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         outside |= {"PATH": given["PATH"], "HOME": str(place / "home"), "XDG_CACHE_HOME": str(place / "cache")}
