@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,33 @@ def test_artefacts_are_looked_at_before_anything_is_taken_out() -> None:
     for name, job, step in found:
         assert step["with"]["skip-decompress"] is True, (name, job)
         assert re.fullmatch(r"gpu-(perf|history|same)-(\*|\$\{\{ matrix\.gpu\.name \}\})", step["with"]["pattern"])
+
+
+@pytest.mark.parametrize(
+    ("base", "code"),
+    [
+        ("pytorch/pytorch:2.11.0-cuda13.0-cudnn9-devel", 2),
+        ("pytorch/pytorch@sha256:abc", 2),
+        (f"pytorch/pytorch:2.11.0-cuda13.0-cudnn9-devel@sha256:{'a' * 64}", 0),
+    ],
+)
+def test_an_image_on_a_base_without_a_digest_is_refused(base: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(f"ARG BASE_IMAGE={base}\nFROM ${{BASE_IMAGE}}\n")
+    command = ["make", "--file", str(ROOT / "Makefile"), "pinned"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert ("with the digest of an image" in done.stderr) is (code == 2)
+
+
+def test_what_runs_in_an_image_has_no_network_and_one_folder(tmp_path: Path) -> None:
+    command = ["make", "--dry-run", "in-image", "IMAGE=judge", f"RESULTS={tmp_path}", "ARGS=compare A B"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    words = printed.replace("\\\n", " ").split()
+    assert words[-4:] == ["judge", "compare", "A", "B"]
+    assert words.count("--volume") == 1
+    assert f'"{tmp_path}:/results"' in words
+    for flag in ("--rm", "--init", "--network none", "--cap-drop ALL", "--security-opt no-new-privileges", "--user"):
+        assert flag in " ".join(words)
 
 
 # What main's own workflows do
