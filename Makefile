@@ -14,6 +14,8 @@ IMAGE_ARGS ?=
 # What the image is built from, and where its commands leave their results.
 CONTEXT ?= .
 RESULTS ?= results
+# What a container gets of this machine's GPUs.
+GPUS ?= $(if $(shell command -v nvidia-smi),--gpus all)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -77,7 +79,7 @@ pinned:
 # Its process sees one folder of this machine, and no network.
 in-image:
 	@mkdir -p "$(RESULTS)"
-	docker run --rm --init $(if $(shell command -v nvidia-smi),--gpus all) --network none --cap-drop ALL \
+	docker run --rm --init $(GPUS) --network none --cap-drop ALL \
 	    --security-opt no-new-privileges --user "$$(id -u):$$(id -g)" --volume "$(abspath $(RESULTS)):/results" \
 	    $(IMAGE) $(ARGS)
 

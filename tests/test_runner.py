@@ -167,7 +167,9 @@ def test_a_runner_is_not_root_has_the_hook_and_no_token_of_the_cluster() -> None
     assert spec["automountServiceAccountToken"] is False
     assert runner["securityContext"]["runAsNonRoot"] is True
     assert runner["securityContext"]["allowPrivilegeEscalation"] is False
-    hook = {one["name"]: one["value"] for one in runner["env"]}["ACTIONS_RUNNER_HOOK_JOB_STARTED"]
+    environment = {one["name"]: one["value"] for one in runner["env"]}
+    assert environment["GPUS"] == "--gpus all"
+    hook = environment["ACTIONS_RUNNER_HOOK_JOB_STARTED"]
     (mount,) = (one for one in runner["volumeMounts"] if one["name"] == "admit")
     assert Path(hook).parent == Path(mount["mountPath"])
     assert mount["readOnly"] is True

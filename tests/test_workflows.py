@@ -274,13 +274,22 @@ def test_an_image_on_a_base_without_a_digest_is_refused(base: str, code: int, tm
 
 
 def test_what_runs_in_an_image_has_no_network_and_one_folder(tmp_path: Path) -> None:
-    command = ["make", "--dry-run", "in-image", "IMAGE=judge", f"RESULTS={tmp_path}", "ARGS=compare A B"]
+    given = ["IMAGE=judge", f"RESULTS={tmp_path}", "GPUS=--gpus all", "ARGS=compare A B"]
+    command = ["make", "--dry-run", "in-image", *given]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     words = printed.replace("\\\n", " ").split()
     assert words[-4:] == ["judge", "compare", "A", "B"]
     assert words.count("--volume") == 1
     assert f'"{tmp_path}:/results"' in words
-    for flag in ("--rm", "--init", "--network none", "--cap-drop ALL", "--security-opt no-new-privileges", "--user"):
+    for flag in (
+        "--rm",
+        "--init",
+        "--gpus all",
+        "--network none",
+        "--cap-drop ALL",
+        "--security-opt no-new-privileges",
+        "--user",
+    ):
         assert flag in " ".join(words)
 
 
