@@ -38,6 +38,8 @@ def test_a_slow_pull_request_is_measured_to_be_slow(forge: Forge, api: Api) -> N
     edit(forge.main / ".github" / "gpus.json", lambda _: listed)
     name = f"benchmarks/baselines/{results.device_slug(device)}.json"
     edit(forge.main / name, lambda _: baseline_of(device))
+    # One look decides a slowdown of this size; a busy machine takes minutes for each.
+    edit(forge.main / "benchmarks" / "policy.py", lambda text: text.replace("looks: int = 3", "looks: int = 1"))
     forge.commit_to_main("This machine's CPU")
     event = forge.pull_request({"dllm_kernels/cpu.py": lambda text: text + SLOW})
     done = forge.act(
