@@ -11,12 +11,20 @@ CONSTRAINTS ?= constraints/$(if $(shell command -v nvidia-smi),gpu,cpu).txt
 IMAGE ?= dllm-kernels
 # What BASE_IMAGE in the Dockerfile should be, when it should be another.
 IMAGE_ARGS ?=
+# What the image is built from, and where its commands leave their results.
+CONTEXT ?= .
+RESULTS ?= results
+# What a container gets of this machine's GPUs.
+GPUS ?= $(if $(shell command -v nvidia-smi),--gpus all)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
+# What the workflows' own steps need, without PyTorch: seconds instead of minutes.
+SERVICE := $(VENV)-service
 
-.PHONY: help bench test lint codegen format image dashboard clean
+.PHONY: help bench test test-workflows lint codegen format dashboard clean
+.PHONY: image pinned in-image remove-images commits benchmarks service
 
 help:
 	@echo "make bench      check, measure, judge, add to the history, publish the dashboard"
@@ -26,6 +34,7 @@ help:
 	@echo "make format     rewrite what ruff can mend"
 	@echo "make dashboard  build the dashboard from the history here, or else from the demonstration in the repository"
 	@echo "make image      build the Docker image"
+	@echo "make test-workflows  run the workflows, with act, on repositories made for it"
 	@echo "make clean      remove everything that the others made"
 
 bench: $(READY)
@@ -34,15 +43,19 @@ bench: $(READY)
 test: $(READY)
 	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
+test-workflows: $(READY)
+	@$(BIN)/python -m pytest tests/workflows $(ARGS)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run
+	$(BIN)/shellcheck .ci/run docs/runner/admit.sh docs/runner/register
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
-	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/zizmor --offline --quiet --persona auditor .github
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions tests/workflows/actions/*/action.yml
 
 codegen: $(READY)
 	@$(BIN)/python -m benchmarks codegen $(ARGS)
@@ -55,10 +68,36 @@ dashboard: $(READY)
 	@$(BIN)/python -m benchmarks dashboard $(ARGS)
 
 image:
-	docker build --tag $(IMAGE) $(IMAGE_ARGS) .
+	docker build --tag $(IMAGE) $(IMAGE_ARGS) $(CONTEXT)
+
+# Below is what the workflows call.
+
+pinned:
+	@grep -Eq '^ARG BASE_IMAGE=.+@sha256:[0-9a-f]{64}$$' Dockerfile || { \
+	    echo "Dockerfile: expected BASE_IMAGE with the digest of an image: a tag may name another one tomorrow" >&2; exit 2; }
+
+# Its process sees one folder of this machine, and no network.
+in-image:
+	@mkdir -p "$(RESULTS)"
+	docker run --rm --init $(GPUS) --network none --cap-drop ALL \
+	    --security-opt no-new-privileges --user "$$(id -u):$$(id -g)" --volume "$(abspath $(RESULTS)):/results" \
+	    $(IMAGE) $(ARGS)
+
+remove-images:
+	docker image rm --force $(IMAGES)
+
+# Of another clone, its head and all before it, under no name: to be measured, not to be checked out.
+commits:
+	git fetch --quiet --no-tags --no-write-fetch-head "$(FROM)" HEAD
+
+benchmarks: $(READY)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+service: $(SERVICE)/.ready
+	@$(SERVICE)/bin/python -m benchmarks service $(ARGS)
 
 clean:
-	rm -rf $(VENV) .asv .bench .benchmarks .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(SERVICE) .asv .bench .benchmarks .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 
 $(READY): pyproject.toml $(CONSTRAINTS) constraints/triton.txt
 	@echo "Setting up $(VENV) with the versions of $(CONSTRAINTS) (a minute or two, the first time)"
@@ -67,4 +106,10 @@ $(READY): pyproject.toml $(CONSTRAINTS) constraints/triton.txt
 	@$(PIP) install --quiet --constraint $(CONSTRAINTS) torch
 	@$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) install --quiet --constraint constraints/triton.txt triton
 	@$(PIP) install --quiet --constraint $(CONSTRAINTS) --group dev --editable .
+	@touch $@
+
+$(SERVICE)/.ready: pyproject.toml $(CONSTRAINTS)
+	@test -x $(SERVICE)/bin/python || $(PYTHON) -m venv $(SERVICE)
+	@$(SERVICE)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade "pip>=25.1"
+	@$(SERVICE)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS) --group service
 	@touch $@

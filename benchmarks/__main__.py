@@ -25,6 +25,7 @@ from benchmarks import (
     report,
     results,
     selftest,
+    service,
     session,
     verification,
     workloads,
@@ -159,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_command(commands)
     doctor.add_command(commands)
     codegen.add_command(commands)
+    service.add_command(commands)
     for name, one in commands.choices.items():
         if one.epilog is None:
             examples = [line for line in EXAMPLES.splitlines() if f"benchmarks {name} " in line]

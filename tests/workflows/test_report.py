@@ -1,0 +1,71 @@
+"""report.yml, run by act after gpu-perf.yml: one comment, renewed, and a status that sees through a forged run."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from tests.workflows.api import REPOSITORY, Api
+from tests.workflows.forge import Done, Forge, git
+from tests.workflows.test_gpu_perf import planted
+
+BOT = {"login": "github-actions[bot]"}
+
+
+def report(forge: Forge, api: Api, event: dict[str, Any], measured: Done, conclusion: str) -> Done:
+    """The event of that run's end; GitHub knows the pull request, and what changed in it."""
+    head, number = event["pull_request"]["head"]["sha"], event["number"]
+    base = git(forge.main, "rev-parse", "HEAD")
+    files = git(forge.folder / f"fork-{number}", "diff", "--name-only", base, head).splitlines()
+    compared = {"merge_base_commit": {"sha": base}, "files": [{"filename": name} for name in files]}
+    listed = {"number": number, "head": {"sha": head}, "base": {"sha": base, "repo": {"full_name": REPOSITORY}}}
+    api.answers.update(
+        {"pulls": [listed], f"pulls/{number}": {"user": {"login": "stranger"}}, f"compare/{base}...{head}": compared}
+    )
+    finished = {
+        "id": 77, "name": "GPU performance", "event": "pull_request", "head_sha": head, "head_branch": "change",
+        "head_repository": {"owner": {"login": "stranger"}}, "conclusion": conclusion, "html_url": "https://x/77",
+    }  # fmt: skip
+    payload = {"action": "completed", "workflow_run": finished, "repository": {"default_branch": "main"}}
+    place = forge.folder / f"artefacts-of-{number}"
+    shutil.copytree(measured.folder / "artefacts", place, dirs_exist_ok=True)
+    return forge.act(
+        "report.yml", "workflow_run", payload, GITHUB_API_URL=api.url, GITHUB_REPOSITORY=REPOSITORY,
+        TEST_ARTEFACTS=str(place),
+    )  # fmt: skip
+
+
+def test_a_slow_pull_request_is_told_once_and_the_comment_renewed(forge: Forge, api: Api) -> None:
+    event = forge.pull_request(planted(fused=1.1))
+    measured = forge.act("gpu-perf.yml", "pull_request", event, GITHUB_API_URL=api.url, GITHUB_REPOSITORY=REPOSITORY)
+    api.answers["issues/7/comments"] = []
+    done = report(forge, api, event, measured, "failure")
+    assert done.jobs == {"Whose": True, "Report": True}, done.output[-3000:]
+    pending, comment, status = api.written
+    assert pending[2]["state"] == "pending"
+    assert comment[:2] == ("POST", "issues/7/comments")
+    assert "## perf-verdict: RED" in comment[2]["body"]
+    assert "h100: REGRESSION" in comment[2]["body"]
+    assert (status[2]["context"], status[2]["state"]) == ("perf-verdict", "failure")
+
+    api.written.clear()
+    api.answers["issues/7/comments"] = [{"id": 4, "user": BOT, "body": comment[2]["body"]}]
+    report(forge, api, event, measured, "failure")
+    assert [one[:2] for one in api.written if "comments" in one[1]] == [("PATCH", "issues/comments/4")]
+
+
+def test_a_workflow_that_makes_itself_green_gets_no_green_status(forge: Forge, api: Api) -> None:
+    forged = {
+        ".github/workflows/gpu-perf.yml": lambda text: text.replace(
+            'make service ARGS="verdict artefacts"', "echo perf-verdict is fine"
+        )
+    }
+    event = forge.pull_request({**planted(fused=1.1), **forged})
+    measured = forge.act("gpu-perf.yml", "pull_request", event, GITHUB_API_URL=api.url, GITHUB_REPOSITORY=REPOSITORY)
+    assert measured.jobs["perf-verdict"] is True, "so much it can do"
+    api.answers["issues/7/comments"] = []
+    report(forge, api, event, measured, "success")
+    (status,) = (one[2] for one in api.written if one[1].startswith("statuses/") and one[2]["state"] != "pending")
+    assert status["state"] == "failure"
+    (comment,) = (one[2]["body"] for one in api.written if "comments" in one[1])
+    assert "- .github/workflows/gpu-perf.yml" in comment
