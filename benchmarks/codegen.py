@@ -31,15 +31,20 @@ REGISTERS, REGISTER_UNIT = 65536, 256
 ONLY_COMPILED = "gfx942"  # AMD: that it compiles is all that is asked
 # Dtype of the logits, vocabulary, whether with every optional argument, whether with rows enough to fill a GPU.
 VARIANTS = {
-    f"{dtype}, {rows}, {'all options' if options else 'no options'}": (dtype, vocab, options, False)
+    f"{dtype}, {rows}, {'all options' if options else 'no options'}": (dtype, vocab, options, False, None)
     for dtype in ("float16", "bfloat16", "float32")
     for vocab, rows in ((157184, "rows on 16 bytes"), (50257, "rows on any byte"))
     for options in (False, True)
 } | {
-    "bfloat16, short rows, no options": ("bfloat16", 1000, False, False),
-    "bfloat16, many rows, no options": ("bfloat16", 157184, False, True),
+    "bfloat16, short rows, no options": ("bfloat16", 1000, False, False, None),
+    "bfloat16, many rows, no options": ("bfloat16", 157184, False, True, None),
+    "bfloat16, edits, no other options": ("bfloat16", 157184, False, False, 0.5),
+    "bfloat16, edits, all options": ("bfloat16", 157184, True, False, 0.5),
+    "float32, edits, no other options": ("float32", 157184, False, False, 0.5),
+    "float32, edits, all options": ("float32", 157184, True, False, 0.5),
+    "bfloat16, edits, many rows, no other options": ("bfloat16", 157184, False, True, 0.5),
 }
-PLAIN_VARIANTS = tuple(name for name, (_, _, options, _) in VARIANTS.items() if not options)
+PLAIN_VARIANTS = tuple(name for name in VARIANTS if name.endswith(", no options"))
 
 
 @dataclass(frozen=True)
@@ -159,12 +164,19 @@ def _variants() -> Iterator[tuple[str, Callable[[], None]]]:
     """Name and call of each."""
     import torch
 
-    for name, (dtype, vocab, options, many_rows) in VARIANTS.items():
-        yield name, functools.partial(call, getattr(torch, dtype), vocab, options, many_rows=many_rows)
+    for name, (dtype, vocab, options, many_rows, edits) in VARIANTS.items():
+        yield (
+            name,
+            functools.partial(call, getattr(torch, dtype), vocab, options, many_rows=many_rows, edit_threshold=edits),
+        )
 
 
-def call(dtype: Any, vocab: int, options: bool, *, many_rows: bool = False) -> None:
-    """One block, with every optional argument or with none; or as many as fill a GPU by themselves."""
+def call(
+    dtype: Any, vocab: int, options: bool, *, many_rows: bool = False, edit_threshold: float | None = None
+) -> None:
+    """One block, with every optional argument but `edit_threshold` or with none; or as many as fill a GPU by
+    themselves.
+    """
     import torch
 
     from dllm_kernels import gpu
@@ -172,12 +184,13 @@ def call(dtype: Any, vocab: int, options: bool, *, many_rows: bool = False) -> N
     blocks = -(-gpu.programs_at_once(torch.device("cpu")) // 32) if many_rows else 1
     logits = torch.empty(1, 32, vocab, dtype=dtype).expand(blocks, -1, -1)
     ids = torch.empty(blocks, 32, dtype=torch.int64)
+    edits = {} if edit_threshold is None else {"edit_threshold": edit_threshold}  # old commits have no such argument
     if not options:
-        gpu.post_process(logits, ids, 5, 0.9, None, (), (None, None, None, None), None, {})
+        gpu.post_process(logits, ids, 5, 0.9, None, (), (None, None, None, None), None, {}, **edits)
         return
     bools = torch.empty_like(ids, dtype=torch.bool)
     outputs = (torch.empty(1, 32), ids.clone(), bools.clone(), torch.empty(1, dtype=torch.int32))
-    gpu.post_process(logits, ids, 5, torch.empty(1), bools, (1,), outputs, None, {})
+    gpu.post_process(logits, ids, 5, torch.empty(1), bools, (1,), outputs, None, {}, **edits)
 
 
 class _Driver:

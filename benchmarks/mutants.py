@@ -94,7 +94,7 @@ _READ = """        share_maximum, share_sum, share_best, share_token = read_shar
             exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, ALIGNED, THREADS, WIDTH, VECTORS,
         )  # fmt: skip
 """
-_MASKED = "    if masked:\n        row_start"
+_OPEN = "    if reads:\n        row_start"
 # The result of the added pass is used, by adding nothing that the compiler could know of, or it would be left out.
 _KEEP = "        share_token += (tl.abs(extra_sum) == 1e38).to(tl.int32)\n"
 _EXTRA_READ = _READ.replace(
@@ -103,7 +103,7 @@ _EXTRA_READ = _READ.replace(
 _READ_ANYWAY = (
     "    if DEALT:\n"
     "        row_start = (block * stride_logits_b + (program >> splits_bits) * stride_logits_l) * ALIGNMENT\n"
-    f"{_EXTRA_READ}        masked = masked & (tl.abs(extra_sum) != 1e38)\n"
+    f"{_EXTRA_READ}        reads = reads & (tl.abs(extra_sum) != 1e38)\n"
 )
 
 MUTANTS = {
@@ -114,7 +114,7 @@ MUTANTS = {
             "no-early-exit",
             "rows that are not masked are read too",
             (
-                Edit(KERNEL, _MASKED, _READ_ANYWAY + _MASKED),
+                Edit(KERNEL, _OPEN, _READ_ANYWAY + _OPEN),
             ),
             workloads=("1x32x157184-bf16-50",),
         ),
@@ -197,8 +197,8 @@ MUTANTS = {
             "rows that are not masked are read too",
             (
                 Edit(
-                    "cpu.py", "    rows = masked.nonzero(as_tuple=True)\n",
-                    "    rows = torch.ones_like(masked).nonzero(as_tuple=True)\n",
+                    "cpu.py", "    rows = is_open.nonzero(as_tuple=True)\n",
+                    "    rows = torch.ones_like(is_open).nonzero(as_tuple=True)\n",
                 ),
             ),
             device_type="cpu",

@@ -116,15 +116,22 @@ def check_threshold(threshold: float | Tensor, logits: Tensor) -> float | Tensor
         blocks = logits.shape[0] if logits.dim() == 3 else 1
         check_tensor("threshold", threshold, torch.float32, (blocks,), logits.device)
         return threshold
-    number: object = threshold
+    return _as_float("threshold", threshold, "a number or a float32 tensor")
+
+
+def check_edit_threshold(edit_threshold: float | None) -> float | None:
+    return None if edit_threshold is None else _as_float("edit_threshold", edit_threshold, "a number or None")
+
+
+def _as_float(name: str, number: object, expected: str) -> float:
     if type(number) is not float and (isinstance(number, bool) or not isinstance(number, Real)):
-        raise TypeError(f"threshold: expected a number or a float32 tensor; got {threshold!r}")
+        raise TypeError(f"{name}: expected {expected}; got {number!r}")
     try:
         value = float(number)
     except OverflowError:
-        raise ValueError("threshold: expected a number that a float can hold; got one beyond 1e308") from None
+        raise ValueError(f"{name}: expected a number that a float can hold; got one beyond 1e308") from None
     if math.isnan(value):
-        raise ValueError("threshold: expected a number that can be compared with; got nan")
+        raise ValueError(f"{name}: expected a number that can be compared with; got nan")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The CPU backend: masked rows only, a few at a time while they are in the cache.
+"""The CPU backend: only the rows that can change, a few at a time while they are in the cache.
 
 The reference writes float32 copies of all logits to memory and reads them back several times, and torch's argmax is not
 vectorised. Here torch's softmax over spans of the vocabulary gives every span's sum of exponentials (the reciprocal of
@@ -33,12 +33,12 @@ def is_faster(logits: Tensor) -> bool:
     return logits.numel() >= MIN_ELEMENTS[logits.dtype]
 
 
-def row_statistics(logits: Tensor, masked: Tensor, exclude_ids: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-    """As `reference.row_statistics` where `masked` (B, L); elsewhere confidence and candidate are 0.
+def row_statistics(logits: Tensor, is_open: Tensor, exclude_ids: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    """As `reference.row_statistics` where `is_open` (B, L); elsewhere confidence and candidate are 0.
 
     `exclude_ids` lie inside the vocabulary and leave a token.
     """
-    rows = masked.nonzero(as_tuple=True)
+    rows = is_open.nonzero(as_tuple=True)
     maxima, sums = _span_statistics(logits, rows)
     maximum = maxima.amax(dim=-1, keepdim=True)
     total = (sums * torch.exp(maxima - maximum)).sum(dim=-1, dtype=torch.float64)
@@ -52,8 +52,8 @@ def row_statistics(logits: Tensor, masked: Tensor, exclude_ids: Sequence[int] = 
     for token in exclude_ids:  # chosen only where all others are -inf
         chosen = torch.where(chosen == token, lowest_allowed, chosen)
 
-    confidence = torch.zeros(masked.shape, dtype=torch.float32)
-    candidates = torch.zeros(masked.shape, dtype=torch.int64)
+    confidence = torch.zeros(is_open.shape, dtype=torch.float32)
+    candidates = torch.zeros(is_open.shape, dtype=torch.int64)
     confidence[rows] = (torch.exp(best - maximum[:, 0]) / total).float()
     candidates[rows] = chosen
     return confidence, candidates

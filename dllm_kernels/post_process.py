@@ -19,6 +19,7 @@ from dllm_kernels.checks import (
     OUTPUT_NAMES,
     Outputs,
     as_int,
+    check_edit_threshold,
     check_exclude_ids,
     check_layout,
     check_mask_id,
@@ -39,6 +40,7 @@ def dllm_post_process_fused(
     *,
     prompt_mask: Tensor | None = None,
     exclude_ids: Sequence[int] = (),
+    edit_threshold: float | None = None,
     confidence: Tensor | None = None,
     tokens: Tensor | None = None,
     accepted: Tensor | None = None,
@@ -51,7 +53,10 @@ def dllm_post_process_fused(
     A position that holds `mask_id` outside the prompt is *masked*. Its candidate is the argmax of its logits (the
     lowest id on ties) and its confidence the candidate's softmax probability, in float32. Every masked position with
     `confidence > threshold` takes its candidate; if a block has masked positions and none passes, the one with the
-    highest confidence (the lowest position on ties) takes its candidate. No other position changes.
+    highest confidence (the lowest position on ties) takes its candidate. No other position changes, but for edits:
+    given an `edit_threshold`, a position outside the prompt that is not masked takes its candidate if that is another
+    token and `confidence > edit_threshold`. *Open* are the positions that may change: the masked ones, with edits all
+    outside the prompt. Rows of other positions are not read.
 
     Odd rows: a row that holds NaN or +inf, or only -inf, has confidence NaN, which never passes and comes last in the
     fallback; its candidate is its first argmax with NaN counting as largest, as in PyTorch.
@@ -66,10 +71,12 @@ def dllm_post_process_fused(
         prompt_mask: bool, shape of `input_ids`: True is never touched, not even where it holds `mask_id`.
         exclude_ids: at most 4 token ids that are never chosen; their probability still counts. Ids outside the
             vocabulary are ignored.
-        confidence: output, float32, shape of `input_ids`, contiguous: the confidence; -inf where not masked.
-        tokens: output, dtype and shape of `input_ids`, contiguous: the candidate; the present id where not masked.
+        edit_threshold: a number, or None for no edits. An edit may put `mask_id` in a token's place, unless it is
+            excluded.
+        confidence: output, float32, shape of `input_ids`, contiguous: the confidence; -inf where not open.
+        tokens: output, dtype and shape of `input_ids`, contiguous: the candidate; the present id where not open.
         accepted: output, bool, shape of `input_ids`, contiguous: whether this call committed the position (the
-            fallback included).
+            fallback and edits included).
         remaining: output, int32 (B,) ((1,) for one block), contiguous: masked positions left after the call.
         workspace: int32, contiguous, at least `workspace_size(logits)` elements, starting on 8 bytes, zero before its
             first use and after every call, for the `triton` backend; not to be shared by calls that can run at the
@@ -94,6 +101,7 @@ def dllm_post_process_fused(
             threshold if per_block else None,
             prompt_mask,
             list(exclude_ids),
+            edit_threshold,
             confidence,
             tokens,
             accepted,
@@ -117,6 +125,8 @@ def dllm_post_process_fused(
     threshold = check_threshold(threshold, logits)
     if type(exclude_ids) is not tuple or exclude_ids:
         exclude_ids = check_exclude_ids(exclude_ids, logits.shape[-1])
+    if edit_threshold is not None:
+        edit_threshold = check_edit_threshold(edit_threshold)
     if confidence is not None or tokens is not None or accepted is not None or remaining is not None:
         inputs = {"input_ids": input_ids, "logits": logits, "prompt_mask": prompt_mask, "workspace": workspace}
         check_outputs(outputs, {**inputs, "threshold": threshold if isinstance(threshold, Tensor) else None}, logits)
@@ -129,9 +139,13 @@ def dllm_post_process_fused(
             with torch.inference_mode():
                 remaining.zero_()
     elif backend == "triton":
-        _gpu().post_process(logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, workspace, kept)
+        _gpu().post_process(
+            logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, workspace, kept, edit_threshold
+        )
     else:
-        _post_process_eager(logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, backend)
+        _post_process_eager(
+            logits, input_ids, mask_id, threshold, edit_threshold, prompt_mask, exclude_ids, outputs, backend
+        )
 
 
 # The specification under the same contract: for tests, and as the denominator of every speedup.
@@ -156,14 +170,16 @@ def warmup(
     threshold_per_block: bool = False,
     prompt_mask: bool = False,
     exclude_ids: int = 0,
+    edits: bool = False,
     outputs: Sequence[str] = (),
     device: torch.device | str | int | None = None,
 ) -> None:
     """Compile what calls of this kind need, so that nothing is compiled while serving.
 
     One call serves every batch size, mask id, threshold, and stride that keeps the rows' alignment; the arguments say
-    which options of `dllm_post_process_fused` will be present (`exclude_ids`: how many; `outputs`: the names of those
-    that will be given). Returns when the kernel is loaded on `device` (default: the current CUDA device).
+    which options of `dllm_post_process_fused` will be present (`exclude_ids`: how many; `edits`: an `edit_threshold`;
+    `outputs`: the names of those that will be given). Returns when the kernel is loaded on `device` (default: the
+    current CUDA device).
     """
     unknown = sorted(set(outputs) - set(OUTPUT_NAMES))
     if unknown:
@@ -191,6 +207,7 @@ def warmup(
             threshold=torch.zeros(batch, device=device) if threshold_per_block else 0.0,
             prompt_mask=torch.zeros_like(ids, dtype=torch.bool) if prompt_mask else None,
             exclude_ids=range(exclude_ids),
+            edit_threshold=0.0 if edits else None,
             backend="triton",
             **{name: buffers[name] for name in outputs},
         )
@@ -202,6 +219,7 @@ def _post_process_eager(
     input_ids: Tensor,
     mask_id: int,
     threshold: float | Tensor,
+    edit_threshold: float | None,
     prompt_mask: Tensor | None,
     exclude_ids: Sequence[int],
     outputs: Outputs,
@@ -217,11 +235,14 @@ def _post_process_eager(
         masked = input_ids == mask_id
         if prompt_mask is not None:
             masked &= ~prompt_mask
+        is_open = masked
+        if edit_threshold is not None:
+            is_open = torch.ones_like(masked) if prompt_mask is None else ~prompt_mask
         if backend == "cpu" and cpu.is_faster(logits):
-            statistics = cpu.row_statistics(logits, masked, exclude_ids)
+            statistics = cpu.row_statistics(logits, is_open, exclude_ids)
         else:
             statistics = reference.row_statistics(logits, exclude_ids)
-        reference.commit(statistics, masked, input_ids, mask_id, threshold, *outputs)
+        reference.commit(statistics, masked, is_open, input_ids, mask_id, threshold, edit_threshold, *outputs)
 
 
 @cache
@@ -279,6 +300,7 @@ def _post_process_op(
     threshold_per_block: Tensor | None,
     prompt_mask: Tensor | None,
     exclude_ids: Sequence[int],
+    edit_threshold: float | None,
     confidence: Tensor | None,
     tokens: Tensor | None,
     accepted: Tensor | None,
@@ -294,6 +316,7 @@ def _post_process_op(
         threshold if threshold_per_block is None else threshold_per_block,
         prompt_mask=prompt_mask,
         exclude_ids=exclude_ids,
+        edit_threshold=edit_threshold,
         confidence=confidence,
         tokens=tokens,
         accepted=accepted,

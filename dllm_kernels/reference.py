@@ -5,7 +5,8 @@ Two steps, both batched and free of host synchronisation, on any device:
 or both; this file says what their results must be.
 
 The decoding rule is the confidence rule of LLaDA2 and SGLang's `LowConfidence`: commit every masked position
-whose top probability exceeds the threshold, and at least one position per block.
+whose top probability exceeds the threshold, and at least one position per block. Edits are those of LLaDA2.1 and
+SGLang's `JointThreshold`: a token that is there already gives way to another one above a threshold of its own.
 """
 
 from __future__ import annotations
@@ -49,9 +50,11 @@ def row_statistics(logits: Tensor, exclude_ids: Sequence[int] = ()) -> tuple[Ten
 def commit(
     statistics: tuple[Tensor, Tensor],
     masked: Tensor,
+    is_open: Tensor,
     input_ids: Tensor,
     mask_id: int,
     threshold: float | Tensor,
+    edit_threshold: float | None = None,
     confidence: Tensor | None = None,
     tokens: Tensor | None = None,
     accepted: Tensor | None = None,
@@ -59,7 +62,8 @@ def commit(
 ) -> None:
     """Accept or fall back, per block, and write `input_ids` (B, L) and the outputs that were given.
 
-    `masked` (B, L) says which positions may change; `threshold` is a number or a float32 tensor (B,).
+    `is_open` (B, L) says which positions may change: with an `edit_threshold` more than those that are `masked` (B, L),
+    otherwise the same. `threshold` is a number or a float32 tensor (B,).
     A confidence of NaN never passes and comes last in the fallback, the lowest position first.
     """
     probability, candidates = statistics
@@ -73,12 +77,14 @@ def commit(
     fallback = is_best & masked & ~passed.any(dim=-1, keepdim=True)
 
     committed = passed | fallback
+    if edit_threshold is not None:
+        committed |= is_open & ~masked & (probability > edit_threshold) & (candidates != input_ids)
     if confidence is not None:
-        confidence.copy_(torch.where(masked, probability, -torch.inf))
+        confidence.copy_(torch.where(is_open, probability, -torch.inf))
     if tokens is not None:
-        tokens.copy_(torch.where(masked, candidates, input_ids))
+        tokens.copy_(torch.where(is_open, candidates, input_ids))
     if accepted is not None:
         accepted.copy_(committed)
     input_ids.copy_(torch.where(committed, candidates, input_ids))
     if remaining is not None:
-        remaining.copy_((masked & (input_ids == mask_id)).sum(dim=-1))
+        remaining.copy_((is_open & (input_ids == mask_id)).sum(dim=-1))

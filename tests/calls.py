@@ -28,6 +28,7 @@ class Case:
     threshold: float | Tensor = 0.9
     prompt_mask: Tensor | None = None
     exclude_ids: Sequence[int] = field(default=())
+    edit_threshold: float | None = None
 
     def thresholds(self) -> list[float]:
         if isinstance(self.threshold, Tensor):
@@ -88,6 +89,7 @@ def call(case: Case, backend: str, device: str, outputs: Sequence[str] = ALL_OUT
         threshold,
         prompt_mask=prompt_mask,
         exclude_ids=case.exclude_ids,
+        edit_threshold=case.edit_threshold,
         workspace=workspace,
         backend=backend,
         **given,
@@ -102,6 +104,7 @@ def check(case: Case, backend: str, device: str, outputs: Sequence[str] = ALL_OU
     """Run `case` and hold it against the oracle."""
     outcome = call(case, backend, device, outputs)
     oracle.check(
-        outcome, case.logits, case.input_ids, case.mask_id, case.thresholds(), case.prompt_mask, case.exclude_ids
-    )
+        outcome, case.logits, case.input_ids, case.mask_id, case.thresholds(), case.prompt_mask, case.exclude_ids,
+        case.edit_threshold,
+    )  # fmt: skip
     return outcome

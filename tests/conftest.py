@@ -36,5 +36,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if oracle.BAND.rows:
         terminalreporter.write_line(
             f"undecidable band (|confidence - threshold| <= {oracle.TOLERANCE:g}, or a fallback gap as small): "
-            f"{oracle.BAND.met} of {oracle.BAND.rows} masked rows checked"
+            f"{oracle.BAND.met} of {oracle.BAND.rows} rows checked"
         )

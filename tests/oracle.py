@@ -14,7 +14,7 @@ TOLERANCE = 1e-6
 
 @dataclass
 class Band:
-    """Masked rows checked, and those whose outcome is undecidable in float32."""
+    """Rows checked, and those whose outcome is undecidable in float32."""
 
     rows: int = 0
     met: int = 0
@@ -56,25 +56,32 @@ def check(
     thresholds: Sequence[float],
     prompt_mask: Tensor | None = None,
     exclude_ids: Sequence[int] = (),
+    edit_threshold: float | None = None,
 ) -> None:
     """Assert that `outcome` follows the contract for logits (B, L, V) and the ids before the call (B, L)."""
-    masked = input_ids == mask_id
+    is_open = input_ids == mask_id if edit_threshold is None else torch.ones_like(input_ids, dtype=torch.bool)
     if prompt_mask is not None:
-        masked &= ~prompt_mask
+        is_open &= ~prompt_mask
     for block, threshold in enumerate(thresholds):
         rows = {
-            position: row(logits[block, position], exclude_ids) for position in masked[block].nonzero()[:, 0].tolist()
+            position: row(logits[block, position], exclude_ids) for position in is_open[block].nonzero()[:, 0].tolist()
         }
-        _check_block(outcome, block, rows, input_ids[block], mask_id, threshold)
+        _check_block(outcome, block, rows, input_ids[block], mask_id, threshold, edit_threshold)
 
 
 def _check_block(
-    outcome: Outcome, block: int, rows: dict[int, tuple[float, int]], before: Tensor, mask_id: int, threshold: float
+    outcome: Outcome,
+    block: int,
+    rows: dict[int, tuple[float, int]],
+    before: Tensor,
+    mask_id: int,
+    threshold: float,
+    edit_threshold: float | None,
 ) -> None:
     where = f"block {block}"
     after = outcome.input_ids[block].tolist()
     before_list = before.tolist()
-    confidence = {position: p for position, (p, _) in rows.items()}
+    confidence = {position: p for position, (p, _) in rows.items() if before_list[position] == mask_id}
     sure = {position for position, p in confidence.items() if p > threshold + TOLERANCE}
     unsure = {position for position, p in confidence.items() if abs(p - threshold) <= TOLERANCE}
     BAND.rows += len(rows)
@@ -82,22 +89,40 @@ def _check_block(
 
     # A candidate may equal the mask id; then `accepted` alone tells whether the position was committed.
     committed = {position for position in rows if after[position] != before_list[position]}
-    silent = {position for position, (_, token) in rows.items() if token == mask_id}
+    silent = {position for position in confidence if rows[position][1] == mask_id}
     if outcome.accepted is not None:
         committed = set(outcome.accepted[block].nonzero()[:, 0].tolist())
-        assert committed <= set(rows), f"{where}: accepted {committed - set(rows)}, which were not masked"
+        assert committed <= set(rows), f"{where}: accepted {committed - set(rows)}, which were not open"
         silent = set()
 
     for position, token in enumerate(after):
         expected = rows[position][1] if position in committed else before_list[position]
         assert token == expected, f"{where}, position {position}: expected id {expected}, got {token}"
+    edited = committed - set(confidence)
+    committed &= set(confidence)
+    if edit_threshold is not None:
+        differing = {
+            position: p
+            for position, (p, token) in rows.items()
+            if position not in confidence and token != before_list[position]
+        }
+        _check_edits(where, edited, differing, edit_threshold)
     if sure:
         assert sure - silent <= committed, f"{where}: {sure - silent - committed} passed and were not committed"
         assert committed <= sure | unsure, f"{where}: {committed - sure - unsure} committed below the threshold"
-    elif rows and not (committed and committed <= unsure) and not (unsure & silent):
+    elif confidence and not (committed and committed <= unsure) and not (unsure & silent):
         _check_fallback(where, committed, confidence, silent)
 
     _check_outputs(outcome, block, rows, before_list, mask_id)
+
+
+def _check_edits(where: str, edited: set[int], differing: dict[int, float], edit_threshold: float) -> None:
+    """`differing` holds position and confidence of what is open, not masked, and has another candidate."""
+    sure = {position for position, p in differing.items() if p > edit_threshold + TOLERANCE}
+    unsure = {position for position, p in differing.items() if abs(p - edit_threshold) <= TOLERANCE}
+    BAND.met += len(unsure)
+    assert sure <= edited, f"{where}: {sure - edited} passed and were not edited"
+    assert edited <= sure | unsure, f"{where}: {edited - sure - unsure} edited below the threshold, or to the same"
 
 
 def _check_fallback(where: str, committed: set[int], confidence: dict[int, float], silent: set[int]) -> None:

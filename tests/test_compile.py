@@ -37,11 +37,11 @@ def test_the_operator_is_registered_rightly():
     """Schema, mutation and the fake kernel, checked by PyTorch."""
     case = make_case(2, 5, 300, threshold=0.5)
     thresholds = torch.tensor([0.2, 0.9])
-    for threshold in (None, thresholds):
+    for threshold, edit_threshold in ((None, None), (thresholds, None), (None, 0.1)):
         torch.library.opcheck(
             torch.ops.dllm_kernels.post_process.default,
             (
-                case.logits, case.input_ids.clone(), case.mask_id, 0.5, threshold, None, [3],
+                case.logits, case.input_ids.clone(), case.mask_id, 0.5, threshold, None, [3], edit_threshold,
                 torch.empty(2, 5), None, None, torch.empty(2, dtype=torch.int32), None, "auto",
             ),
             test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),

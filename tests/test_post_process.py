@@ -283,8 +283,9 @@ def _combinations():
         "prompt_mask": torch.rand(3, 6, generator=torch.Generator().manual_seed(1)) < 0.4,
         "exclude_ids": (7, 3, 10**6, -5),
         "threshold": torch.tensor([0.1, 0.5, 2.0]),
+        "edit_threshold": 0.3,
     }
-    chosen = itertools.chain.from_iterable(itertools.combinations(options, n) for n in range(4))
+    chosen = itertools.chain.from_iterable(itertools.combinations(options, n) for n in range(5))
     return [pytest.param({name: options[name] for name in names}, id="+".join(names) or "none") for names in chosen]
 
 
@@ -322,6 +323,84 @@ def test_candidate_that_is_the_mask(backend, device):
     assert outcome.remaining.tolist() == [4]
     case.exclude_ids = (5,)
     assert check(case, backend, device).remaining.tolist() == [3]
+
+
+@each_backend
+@pytest.mark.parametrize("edit_threshold", [-INF, 0.0, 0.4, 1.0])
+@pytest.mark.parametrize("block_length", [1, 5, 33])
+def test_edits(backend, device, edit_threshold, block_length):
+    """Beside masked positions, in blocks without any, and where the candidate is the token that is there already."""
+    case = make_case(3, block_length, 60, threshold=0.7, masked_share=0.5, edit_threshold=edit_threshold, seed=17)
+    case.input_ids[1] = case.logits[1].argmax(dim=-1)
+    case.input_ids[2, 0] = 3
+    outcome = check(case, backend, device)
+    assert outcome.input_ids[1].equal(case.input_ids[1])
+    assert not outcome.accepted[1].any()
+    if edit_threshold <= 0.0:
+        assert outcome.input_ids[2, 0] == case.logits[2, 0].argmax()
+    if edit_threshold >= 1.0:
+        case.edit_threshold = None
+        assert call(case, backend, device).input_ids.equal(outcome.input_ids)
+
+
+@each_backend
+@pytest.mark.parametrize("outputs", [(), *((name,) for name in ALL_OUTPUTS), ALL_OUTPUTS], ids="+".join)
+def test_outputs_with_edits(backend, device, outputs):
+    check(make_case(4, 5, 80, threshold=2.0, edit_threshold=0.3, masked_share=0.4, seed=18), backend, device, outputs)
+
+
+@each_backend
+def test_edits_of_a_long_block(backend, device):
+    """More positions than the last program combines at a time, and the one fallback among them."""
+    case = make_case(1, 600, 40, threshold=2.0, masked_share=0.3, edit_threshold=0.6, seed=19)
+    outcome = check(case, backend, device)
+    assert (outcome.accepted & (case.input_ids == case.mask_id)).sum() == 1
+    case.prompt_mask = torch.rand(1, 600, generator=torch.Generator().manual_seed(3)) < 0.5
+    check(case, backend, device)
+    case.input_ids[case.input_ids == case.mask_id] = 1
+    assert check(case, backend, device).remaining.tolist() == [0]
+
+
+@each_backend
+def test_edits_leave_the_prompt_alone(backend, device):
+    case = make_case(3, 6, 80, threshold=0.5, edit_threshold=-1.0, masked_share=0.5, seed=20)
+    case.prompt_mask = torch.tensor([[True, True, False, False, True, False], [True] * 6, [False] * 6])
+    outcome = check(case, backend, device)
+    assert outcome.input_ids[case.prompt_mask].equal(case.input_ids[case.prompt_mask])
+    assert (outcome.confidence[1] == -INF).all()
+    assert outcome.remaining[1] == 0
+
+
+@each_backend
+@pytest.mark.parametrize("name", ODD_ROWS)
+def test_edits_of_odd_rows(backend, device, name):
+    """A row whose confidence is NaN is never edited, whatever the threshold."""
+    case = make_case(2, 3, 5000, masked_share=0.0, edit_threshold=-INF, seed=21)
+    for column, value in ODD_ROWS[name].items():
+        case.logits[0, 1, column] = value
+        case.logits[1, :, column] = value
+    outcome = check(case, backend, device)
+    assert outcome.accepted.equal(~outcome.confidence.isnan())
+
+
+@each_backend
+def test_edits_may_bring_back_the_mask(backend, device):
+    """Counted in `remaining`; excluding the mask prevents it."""
+    case = make_case(1, 4, 80, mask_id=5, masked_share=0.0, edit_threshold=0.5)
+    case.logits[0, :2, 5] = 50.0
+    outcome = check(case, backend, device)
+    assert (outcome.input_ids == 5).tolist() == [[True, True, False, False]]
+    assert outcome.remaining.tolist() == [2]
+    case.exclude_ids = (5,)
+    assert check(case, backend, device).remaining.tolist() == [0]
+
+
+@each_backend
+def test_edits_of_ties_take_the_lowest_token(backend, device):
+    logits = torch.zeros(1, 3, 10_000)
+    logits[..., [4099, 9999]] = 4.0
+    case = Case(logits, torch.tensor([[9999, 4099, 3]]), -1, edit_threshold=0.0)
+    assert check(case, backend, device).input_ids.tolist() == [[4099] * 3]
 
 
 @each_backend
@@ -434,7 +513,9 @@ def cases(draw):
     prompt_mask = torch.rand(batch, length, generator=torch.Generator().manual_seed(seed + 1)) < 0.3
     thresholds = torch.rand(batch, generator=torch.Generator().manual_seed(3))
     threshold = draw(st.one_of(st.floats(-1, 2), st.just(thresholds)))
-    return Case(logits, input_ids, mask_id, threshold, draw(st.sampled_from([None, prompt_mask])), exclude_ids)
+    edit_threshold = draw(st.one_of(st.none(), st.floats(-1, 2)))
+    prompt_mask = draw(st.sampled_from([None, prompt_mask]))
+    return Case(logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, edit_threshold)
 
 
 @pytest.mark.parametrize(("backend", "device"), BACKENDS, ids=str)

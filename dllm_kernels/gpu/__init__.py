@@ -189,6 +189,7 @@ def post_process(
     outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     workspace: Tensor | None,
     plans: dict[Any, _Plan],
+    edit_threshold: float | None = None,
 ) -> None:
     """The checked call of `dllm_kernels.post_process`: at least one position, exclude ids inside the vocabulary.
 
@@ -197,7 +198,10 @@ def post_process(
     device = logits.device
     if device.type == "cuda" and device.index != torch._C._cuda_getDevice():
         with torch.cuda.device(device):
-            post_process(logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, workspace, plans)
+            post_process(
+                logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, workspace, plans,
+                edit_threshold,
+            )  # fmt: skip
         return
     thresholds = threshold if isinstance(threshold, Tensor) else None
     confidence, tokens, accepted, remaining = outputs
@@ -207,6 +211,7 @@ def post_process(
         None if prompt_mask is None else prompt_mask.stride(),
         None if thresholds is None else thresholds.stride(0),
         bool(exclude_ids),
+        edit_threshold is None,
         confidence is None,  # what is absent is compiled out
         tokens is None,
         accepted is None,
@@ -224,8 +229,9 @@ def post_process(
         options = {"launch_pdl": True} if dependent else {}
         for programs, blocks, first_block in plan.launches:
             compiled = post_process_kernel[(programs, blocks)](
-                logits, input_ids, prompt_mask, thresholds, *outputs, workspace, mask_id, number, *excluded,
-                first_block, *plan.scalars, *plan.constants, dependent, num_warps=plan.warps, **options,
+                logits, input_ids, prompt_mask, thresholds, *outputs, workspace, mask_id, number,
+                edit_threshold, *excluded, first_block, *plan.scalars, *plan.constants, dependent, num_warps=plan.warps,
+                **options,
             )  # fmt: skip
         if device.type == "cuda":
             plan.keep(compiled)
@@ -248,6 +254,7 @@ def post_process(
             workspace.data_ptr(),
             mask_id,
             number,
+            edit_threshold,
             *excluded,
             first_block,
             *plan.scalars,

@@ -1,14 +1,15 @@
 """The kernel: programs deal a block's masked rows among themselves, and the last one decides and writes.
 
-The masked rows of a block are dealt among its programs: each reads one share of one row's vocabulary and publishes what
-it found in the workspace: maximum, sum of exponentials, best candidate and its id. The last program of a block waits
-for what the others publish, combines the shares, decides, writes, and clears the workspace for the next call.
+The masked rows of a block, with edits all rows outside the prompt, are dealt among its programs: each reads one share
+of one row's vocabulary and publishes what it found in the workspace: maximum, sum of exponentials, best candidate and
+its id. The last program of a block waits for what the others publish, combines the shares, decides, writes, and clears
+the workspace for the next call.
 
 Memory model. A result is two 64-bit words, each stored at once by a relaxed atomic and never zero, so a word that is
 not zero is all there: no fence. Programs that no share is dealt to count themselves. A program publishes, or counts
 itself, because of the ids that it has read; so the last program, which overwrites ids after it has heard of all others,
-cannot be seen by those reads (the PTX memory model's "no thin air"). It waits for programs of lower index alone, and
-GPUs start programs in order.
+cannot be seen by those reads (the PTX memory model's "no thin air"). With edits it alone reads ids. It waits for
+programs of lower index alone, and GPUs start programs in order.
 """
 
 from __future__ import annotations
@@ -38,13 +39,19 @@ RANK_UNMASKED = tl.constexpr(-2)
 
 
 @triton.jit
-def _load_masked(ids_ptr, prompt_ptr, positions, mask_id, L, stride_ids_l: tl.int64, stride_prompt_l: tl.int64):
-    """Which of a block's positions are masked."""
+def _load_open(
+    ids_ptr, prompt_ptr, positions, mask_id, L, stride_ids_l: tl.int64, stride_prompt_l: tl.int64, EDITED: tl.constexpr
+):
+    """Which of a block's positions are open to change, so that their rows are read: the masked ones; with edits, all
+    outside the prompt.
+    """
     in_block = positions < L
-    masked = in_block & (tl.load(ids_ptr + positions * stride_ids_l, mask=in_block, other=0) == mask_id)
+    is_open = in_block
+    if not EDITED:
+        is_open = in_block & (tl.load(ids_ptr + positions * stride_ids_l, mask=in_block, other=0) == mask_id)
     if prompt_ptr is not None:
-        masked = masked & (tl.load(prompt_ptr + positions * stride_prompt_l, mask=in_block, other=1) == 0)
-    return masked
+        is_open = is_open & (tl.load(prompt_ptr + positions * stride_prompt_l, mask=in_block, other=1) == 0)
+    return is_open
 
 
 @triton.jit
@@ -149,6 +156,7 @@ def post_process_kernel(
     workspace_ptr,  # zeros; results (2, words) of 64 bits, then counters (B,) of 32 on 64
     mask_id: tl.int64,
     threshold: tl.float32,
+    edit_threshold,  # float32 or None, which a parameter with a type could not be
     exclude_0: tl.int32,
     exclude_1: tl.int32,
     exclude_2: tl.int32,
@@ -180,6 +188,7 @@ def post_process_kernel(
 ):
     TILE: tl.constexpr = THREADS * WIDTH * VECTORS
     ALIGNED: tl.constexpr = ALIGNMENT > 1
+    EDITED: tl.constexpr = edit_threshold is not None
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     block = first_block + tl.program_id(1)
@@ -188,7 +197,9 @@ def post_process_kernel(
     ids_ptr += block * stride_ids_b
     if prompt_ptr is not None:
         prompt_ptr += block * stride_prompt_b
-    chunk_masked = _load_masked(ids_ptr, prompt_ptr, tl.arange(0, BLOCK_L), mask_id, L, stride_ids_l, stride_prompt_l)
+    chunk_open = _load_open(
+        ids_ptr, prompt_ptr, tl.arange(0, BLOCK_L), mask_id, L, stride_ids_l, stride_prompt_l, EDITED
+    )
     if threshold_ptr is not None:
         threshold = tl.load(threshold_ptr + block * stride_threshold)
     results_ptr = workspace_ptr.to(tl.pointer_type(tl.int64)) + block * programs
@@ -201,23 +212,25 @@ def post_process_kernel(
         row_start = (block * stride_logits_b + position * stride_logits_l) * ALIGNMENT
         present = count_whole_tiles(V - first, ALIGNED, WIDTH, TILE) > 0
         early = load_tile(logits_ptr + row_start, first, present, ALIGNED, THREADS, WIDTH, VECTORS)
-    count = tl.sum(chunk_masked.to(tl.int32), 0)
+    count = tl.sum(chunk_open.to(tl.int32), 0)
     shares = 1 << splits_bits
     dealt = DEALT and count < L
     if DEALT:
-        masked = position < count
+        reads = position < count
         if dealt:
             shares = tl.minimum(programs // tl.maximum(count, 1), SPLITS)
-            row = program // shares  # of those that are masked
-            masked = row < count
-            position = tl.sum((tl.cumsum(chunk_masked.to(tl.int32), 0) <= row).to(tl.int32), 0)
+            row = program // shares  # of those that are open
+            reads = row < count
+            position = tl.sum((tl.cumsum(chunk_open.to(tl.int32), 0) <= row).to(tl.int32), 0)
             tiles = (total_tiles + shares - 1) // shares
             first = (program - row * shares) * tiles * TILE
     else:
-        masked = tl.load(ids_ptr + position * stride_ids_l) == mask_id
+        reads = position < L
+        if not EDITED:
+            reads = tl.load(ids_ptr + position * stride_ids_l) == mask_id
         if prompt_ptr is not None:
-            masked = masked & (tl.load(prompt_ptr + position * stride_prompt_l) == 0)
-    if masked:
+            reads = reads & (tl.load(prompt_ptr + position * stride_prompt_l) == 0)
+    if reads:
         row_start = (block * stride_logits_b + position * stride_logits_l) * ALIGNMENT
         share_maximum, share_sum, share_best, share_token = read_share(
             logits_ptr + row_start, first, tiles, early, EARLY and not dealt, V,
@@ -244,7 +257,11 @@ def post_process_kernel(
         positions = start + tl.arange(0, BLOCK_L)
         in_block = positions < L
         if start > 0:
-            chunk_masked = _load_masked(ids_ptr, prompt_ptr, positions, mask_id, L, stride_ids_l, stride_prompt_l)
+            chunk_open = _load_open(ids_ptr, prompt_ptr, positions, mask_id, L, stride_ids_l, stride_prompt_l, EDITED)
+        chunk_masked = chunk_open
+        if EDITED:
+            ids = tl.load(ids_ptr + positions * stride_ids_l, mask=in_block, other=0)
+            chunk_masked = chunk_open & (ids == mask_id)
         confidence = tl.full((BLOCK_L,), float("-inf"), tl.float32)
         candidate = tl.zeros((BLOCK_L,), tl.int32)
         passed = chunk_masked
@@ -252,10 +269,10 @@ def post_process_kernel(
             rows = positions
             idle = 0
             if dealt:
-                rows = tl.cumsum(chunk_masked.to(tl.int32), 0) - 1
+                rows = tl.cumsum(chunk_open.to(tl.int32), 0) - 1
                 idle = programs - count * shares
             share = tl.arange(0, SPLITS)[None, :]
-            there = chunk_masked[:, None] & (share < shares)
+            there = chunk_open[:, None] & (share < shares)
             first_ptrs = results_ptr + rows[:, None] * shares + share
             sums, bests = _await(first_ptrs, first_ptrs + words, counter_ptr, there, idle)
             tl.debug_barrier()  # several threads may wait for a word: all have seen it before one clears it
@@ -270,24 +287,34 @@ def post_process_kernel(
             accepting = accepting | ((chunk_rank >= 0) & (chunk_rank.to(tl.float32, bitcast=True) > threshold))
             passed = chunk_masked & (confidence > threshold)
             if DEALT:
-                passed = passed | ((not accepting) & (positions == chunk_position))
+                fallback = (not accepting) & (positions == chunk_position)
+                if EDITED:  # a block may have open positions, and none that is masked
+                    fallback = fallback & chunk_masked
+                passed = passed | fallback
             elif (not accepting) & (chunk_rank > top_rank):
                 top_rank = chunk_rank
                 top_position = chunk_position
                 top_token = tl.sum(tl.where(positions == chunk_position, candidate, 0), 0)
+            if EDITED:
+                differs = candidate.to(ids.dtype) != ids
+                passed = passed | (chunk_open & (ids != mask_id) & differs & (confidence > edit_threshold))
         outputs = block * L + positions
         if tokens_ptr is not None:
             token = tl.load(ids_ptr + positions * stride_ids_l, mask=in_block, other=0)
-            token = tl.where(chunk_masked, candidate.to(token.dtype), token)
+            token = tl.where(chunk_open, candidate.to(token.dtype), token)
             tl.store(tokens_ptr + outputs, token.to(tokens_ptr.dtype.element_ty), mask=in_block)
         tl.debug_barrier()  # several threads may hold a position: all have read its id before one writes it
         tl.store(ids_ptr + positions * stride_ids_l, candidate.to(ids_ptr.dtype.element_ty), mask=passed)
         if confidence_ptr is not None:
-            tl.store(confidence_ptr + outputs, tl.where(chunk_masked, confidence, float("-inf")), mask=in_block)
+            tl.store(confidence_ptr + outputs, tl.where(chunk_open, confidence, float("-inf")), mask=in_block)
         if accepted_ptr is not None:
             tl.store(accepted_ptr + outputs, passed, mask=in_block)
         if remaining_ptr is not None:
-            left += tl.sum((chunk_masked & ~(passed & (candidate != mask_id))).to(tl.int32), 0)
+            if EDITED:
+                stays = tl.where(passed, candidate.to(ids.dtype), ids)
+                left += tl.sum((chunk_open & (stays == mask_id)).to(tl.int32), 0)
+            else:
+                left += tl.sum((chunk_masked & ~(passed & (candidate != mask_id))).to(tl.int32), 0)
         start += BLOCK_L
 
     if DEALT:
