@@ -97,7 +97,7 @@ service: $(SERVICE)/.ready
 	@$(SERVICE)/bin/python -m benchmarks service $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(SERVICE) .asv .bench .benchmarks .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(SERVICE) .asv .bench .benchmarks .coverage .engines .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 
 $(READY): pyproject.toml $(CONSTRAINTS) constraints/triton.txt
 	@echo "Setting up $(VENV) with the versions of $(CONSTRAINTS) (a minute or two, the first time)"

@@ -1,0 +1,162 @@
+"""SGLang's decoding algorithms with the fused step: `--dllm-algorithm FusedLowConfidence` or `FusedJointThreshold`.
+
+SGLang calls `register` in every process, through its plug-in entry point. The algorithms are SGLang's own, with their
+configuration and states; only a step is done by the fused operation: one pass over the logits, ids updated in place,
+and one synchronisation, the flags that `step` has to return. How to switch it on: docs/engines.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm_kernels import dllm_post_process_fused
+from dllm_kernels.integrations import require, row_statistics, unmask
+
+TESTED = ("0.5.23",)
+require("sglang", TESTED)  # before anything of it is imported, which another version may not have
+
+from sglang.srt.dllm import algorithm  # noqa: E402
+from sglang.srt.dllm.algorithm.joint_threshold import JointThreshold  # noqa: E402
+from sglang.srt.dllm.algorithm.low_confidence import LowConfidence  # noqa: E402
+
+REPLACE = "DLLM_KERNELS_REPLACE_SHIPPED"  # environment variable: 1 puts these classes in the shipped ones' place
+
+
+def register() -> None:
+    """Add the algorithms to those that SGLang knows; if the environment variable `REPLACE` is 1, under the shipped
+    names as well.
+
+    Raises:
+        ValueError: the variable is neither 0 nor 1.
+    """
+    replace = os.environ.get(REPLACE) or "0"
+    if replace not in ("0", "1"):
+        raise ValueError(f"{REPLACE}: expected 0 or 1; got {replace!r}")
+    for fused in (FusedLowConfidence, FusedJointThreshold):
+        algorithm.algo_name_to_cls[fused.__name__] = fused
+        if replace == "1":
+            algorithm.algo_name_to_cls[fused.__name__.removeprefix("Fused")] = fused
+
+
+class FusedLowConfidence(LowConfidence):
+    """`LowConfidence`, fused. `compatible: true` in the algorithm's configuration follows it in its defects too."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.compatible = _is_compatible(config)
+
+    def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
+        logits, input_ids = _blocks(self, forward_batch, full_logits)
+        prompt_mask = forward_batch.dllm_prompt_mask
+        if self.compatible:
+            masked = input_ids == self.mask_id
+            if prompt_mask is not None:
+                masked &= ~prompt_mask
+            confidence, candidates = row_statistics(logits, masked)
+            accepted = unmask(confidence, masked, self.threshold, 1, nan_first=True)
+            input_ids.copy_(torch.where(accepted, candidates, input_ids))
+        else:
+            accepted = torch.empty_like(input_ids, dtype=torch.bool)
+            dllm_post_process_fused(
+                logits,
+                input_ids,
+                self.mask_id,
+                self.threshold,
+                prompt_mask=prompt_mask,
+                exclude_ids=(self.mask_id,),
+                accepted=accepted,
+            )
+        # A block with masks loses one in every step, so where nothing was accepted there was none.
+        return (~accepted.cpu().any(dim=-1)).tolist()
+
+
+class FusedJointThreshold(JointThreshold):
+    """`JointThreshold`, fused. `compatible: true` in the algorithm's configuration follows it in its defects too.
+
+    States are those that the shipped one keeps per request, whatever `vectorized_decoding` says.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.compatible = _is_compatible(config)
+        self.vectorized_decoding = self._use_shared_state = False
+
+    def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
+        logits, input_ids = _blocks(self, forward_batch, full_logits)
+        if self.penalty_lambda > 0:
+            _penalise_repetition(logits, input_ids, self.penalty_lambda)
+        prompt_mask = torch.stack([state["prompt_mask"] for state in states])
+        flags = torch.empty((2, *input_ids.shape), dtype=torch.bool, device=input_ids.device)
+        masked, changed = flags
+        torch.eq(input_ids, self.mask_id, out=masked)
+        masked &= ~prompt_mask
+        self._update(logits, input_ids, masked, self._closed(prompt_mask, masked, states), changed)
+        had_masks, has_changed = flags.cpu().any(dim=-1).tolist()  # the synchronisation
+        for state, had_mask, has_change in zip(states, had_masks, has_changed, strict=True):
+            if state["finished"]:
+                continue
+            state["post_edit_steps"] += not had_mask
+            state["finished"] = not has_change or state["post_edit_steps"] > self.max_post_edit_steps
+        return [state["finished"] for state in states]
+
+    def _closed(self, prompt_mask: Tensor, masked: Tensor, states: list[dict[str, Any]]) -> Tensor:
+        """Positions (B, L) that may not change: prompts, finished blocks, and blocks without masks that have had their
+        edits.
+        """
+        finished = [state["finished"] for state in states]
+        spent = [state["post_edit_steps"] >= self.max_post_edit_steps for state in states]
+        if not any(finished) and not any(spent):
+            return prompt_mask
+        is_finished, is_spent = _on_device([finished, spent], masked.device)
+        rests = is_finished | (is_spent & ~masked.any(dim=-1))
+        return prompt_mask | rests.unsqueeze(-1)
+
+    def _update(self, logits: Tensor, input_ids: Tensor, masked: Tensor, closed: Tensor, changed: Tensor) -> None:
+        """Unmask and edit, in place; `changed` (B, L) is an output."""
+        if not self.compatible:
+            dllm_post_process_fused(
+                logits,
+                input_ids,
+                self.mask_id,
+                self.threshold,
+                prompt_mask=closed,
+                exclude_ids=(self.mask_id,),
+                edit_threshold=self.edit_threshold,
+                accepted=changed,
+            )
+            return
+        confidence, candidates = row_statistics(logits, ~closed)
+        edited = ~masked & (confidence > self.edit_threshold) & (candidates != input_ids)
+        unmasked = unmask(confidence, masked & ~closed, self.threshold, 1, nan_first=True)
+        torch.logical_or(unmasked, edited & ~closed, out=changed)
+        input_ids.copy_(torch.where(changed, candidates, input_ids))
+
+
+def _is_compatible(config: Any) -> bool:
+    compatible = config.algorithm_config.get("compatible", False)
+    if not isinstance(compatible, bool):
+        raise TypeError(f"compatible: expected true or false in the algorithm's configuration; got {compatible!r}")
+    return compatible
+
+
+def _blocks(owner: Any, forward_batch: Any, full_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, L, V) and ids (B, L) as views of what SGLang holds flat."""
+    shape = (forward_batch.batch_size, owner.block_size)
+    return full_logits.view(*shape, full_logits.shape[-1]), forward_batch.input_ids.view(shape)
+
+
+def _penalise_repetition(logits: Tensor, input_ids: Tensor, penalty: float) -> None:
+    """Take `penalty` from the logit that repeats the token before, in place, as `JointThreshold` does."""
+    before = input_ids[:, :-1].unsqueeze(-1)
+    logits[:, 1:].scatter_add_(2, before, torch.full_like(before, -penalty, dtype=logits.dtype))
+
+
+def _on_device(flags: Sequence[Sequence[bool]], device: torch.device) -> Tensor:
+    """Without waiting for the device, which a copy from memory that is not pinned would."""
+    on_host = torch.tensor(flags, pin_memory=device.type == "cuda")
+    return on_host.to(device, non_blocking=True)

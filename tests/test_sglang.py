@@ -1,0 +1,335 @@
+"""The plug-in's steps beside those of SGLang's unmodified algorithm files, which come out of its released wheel.
+
+What these import beside each other and PyTorch is a stand-in (`benchmarks.engines`): SGLang's dependencies are a CUDA
+build of several gigabytes. No server runs here.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import engines
+from dllm_kernels import integrations
+from tests.calls import DEVICE
+from tests.oracle import TOLERANCE
+
+ROOT = Path(__file__).parent.parent
+STEPS = 10_000
+MASK = 3
+NAMES = ("LowConfidence", "JointThreshold")
+
+
+@pytest.fixture(scope="module")
+def algorithms() -> dict[str, Any]:
+    """SGLang's registry of algorithms by name, with the plug-in's among them."""
+    try:
+        known: dict[str, Any] = engines.load_sglang().algo_name_to_cls
+    except engines.NotFetchedError as error:
+        pytest.skip(str(error))
+    plugin().register()
+    return known
+
+
+def plugin() -> ModuleType:
+    from dllm_kernels.integrations import sglang
+
+    return sglang
+
+
+def build(cls: Any, block_size: int = 4, *, fdfo: bool = True, mask_id: int = MASK, **options: object) -> Any:
+    return cls(
+        SimpleNamespace(
+            block_size=block_size, mask_id=mask_id, first_done_first_out_mode=fdfo, algorithm_config=options
+        )
+    )
+
+
+def batch_of(input_ids: Tensor, prompt_mask: Tensor | None = None) -> SimpleNamespace:
+    """A forward batch of SGLang's: ids flat."""
+    return SimpleNamespace(
+        batch_size=len(input_ids), input_ids=input_ids.flatten().clone(), dllm_prompt_mask=prompt_mask
+    )
+
+
+class Random:
+    """Blocks and logits as decoding may meet them, and some that it should not."""
+
+    def __init__(self, seed: int, *, defects: bool) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.choice = random.Random(seed)
+        self.defects = defects
+
+    def blocks(self) -> tuple[Tensor, Tensor | None, int]:
+        """Ids (B, L), prompt mask (B, L) or None, and the vocabulary."""
+        batch, length, vocab = self.choice.randint(1, 3), self.choice.choice((1, 4, 8)), self.choice.choice((8, 33, 70))
+        ids = torch.randint(vocab, (batch, length), generator=self.generator)
+        masked = torch.rand(batch, length, generator=self.generator) < self.choice.random()
+        ids = ids.masked_fill(masked, MASK)
+        prompt_mask = torch.rand(batch, length, generator=self.generator) < 0.3
+        return ids, prompt_mask if self.choice.random() < 0.5 else None, vocab
+
+    def logits(self, ids: Tensor, vocab: int) -> Tensor:
+        """(B, L, V): sure and unsure rows, some that agree with the ids; without defects, the mask is never best."""
+        logits = torch.randn(*ids.shape, vocab, generator=self.generator) * self.choice.choice((0.5, 2.0, 8.0))
+        agrees = torch.rand(ids.shape, generator=self.generator) < self.choice.choice((0.0, 0.5, 1.0))
+        logits.scatter_add_(-1, ids.unsqueeze(-1), agrees.unsqueeze(-1) * 30.0)
+        if not self.defects:
+            logits[..., MASK] = -40.0
+        elif self.choice.random() < 0.3:
+            odd = torch.rand(ids.shape, generator=self.generator) < 0.3
+            place = torch.randint(vocab, ids.shape, generator=self.generator)
+            value = self.choice.choice((math.nan, math.inf, -math.inf))
+            logits[odd, place[odd]] = value
+        return logits
+
+
+def is_undecidable(logits: Tensor, ids: Tensor, *thresholds: float) -> bool:
+    """Whether float32 may decide otherwise than float64: at a threshold, or between the two best of a block."""
+    p = torch.softmax(logits.double(), dim=-1).amax(dim=-1)
+    if any(((p - threshold).abs() <= TOLERANCE).any() for threshold in thresholds):
+        return True
+    best = p.masked_fill(ids != MASK, -math.inf).sort(dim=-1, descending=True).values
+    return bool(ids.shape[1] > 1 and ((best[:, 0] - best[:, 1]).abs() <= TOLERANCE).any())
+
+
+@pytest.mark.parametrize("defects", [False, True], ids=["as it is", "compatible"])
+@pytest.mark.parametrize("name", NAMES)
+def test_random_steps(algorithms, name, defects, record_property):
+    """Ids, flags and states of every step, in blocks that go on until they are done."""
+    draw = Random(seed=len(name) + defects, defects=defects)
+    steps = band = 0
+    while steps < STEPS:
+        ids, prompt_mask, vocab = draw.blocks()
+        options: dict[str, Any] = {"threshold": draw.choice.choice((0.0, 0.3, 0.9, 2.0))}
+        thresholds = [options["threshold"]]
+        if name == "JointThreshold":
+            options["edit_threshold"] = draw.choice.choice((0, 0.4, 0.8))
+            options["max_post_edit_steps"] = draw.choice.choice((0, 1, 3))
+            options["penalty_lambda"] = draw.choice.choice((0, 1.5))
+            options["vectorized_decoding"] = draw.choice.random() < 0.3
+            thresholds.append(options["edit_threshold"])
+        shipped = build(algorithms[name], ids.shape[1], **options)
+        fused = build(algorithms[f"Fused{name}"], ids.shape[1], **options, compatible=defects)
+        batch, ours = batch_of(ids, prompt_mask), batch_of(ids, prompt_mask)
+        states, our_states = shipped.init_step_state(batch), fused.init_step_state(ours)
+        for _ in range(8):
+            before = batch.input_ids.view(ids.shape).clone()
+            logits = draw.logits(before, vocab)
+            full_logits, our_logits = logits.flatten(0, 1).clone(), logits.flatten(0, 1).clone()
+            done = shipped.step(batch, full_logits, states)
+            our_done = fused.step(ours, our_logits, our_states)
+            steps += 1
+            if is_undecidable(our_logits.view_as(logits), before, *thresholds):
+                band += 1
+                ours.input_ids.copy_(batch.input_ids)
+                our_states = copy.deepcopy(states)
+                continue
+            assert our_done == done, (options, before, our_done, done)
+            assert ours.input_ids.equal(batch.input_ids), (options, before, ours.input_ids, batch.input_ids)
+            assert without_masks(our_states) == without_masks(states)
+            if all(done):
+                break
+    record_property("band", f"{band} of {steps} steps")
+    print(f"{name}: {band} of {steps} steps undecidable")
+    assert band < steps / 2
+
+
+def without_masks(states: list[Any]) -> list[Any]:
+    """States of a step, but for the prompts' tensors."""
+    return [None if state is None else (state["finished"], state["post_edit_steps"]) for state in states]
+
+
+@pytest.mark.parametrize("fdfo", [False, True], ids=["sync", "fdfo"])
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_runs(algorithms, name, fdfo):
+    """Through SGLang's own loops, which own the states between steps."""
+    for seed in range(40):
+        draw = Random(seed, defects=False)
+        ids, prompt_mask, vocab = draw.blocks()
+        script = [draw.logits(ids, vocab).flatten(0, 1) for _ in range(40)]
+        results = []
+        for cls in (algorithms[name], algorithms[f"Fused{name}"]):
+            batch = batch_of(ids, prompt_mask)
+            algorithm = build(cls, ids.shape[1], fdfo=fdfo, threshold=0.6)
+            logits = iter(script)
+            runner = SimpleNamespace(forward=lambda *_, logits=logits, **__: forward_result(next(logits).clone()))
+            states = None
+            told = []
+            for _ in range(10 if fdfo else 1):
+                _, tokens, lengths, states, _ = algorithm.run(runner, batch, states)
+                told.append((lists(tokens), lengths))
+            results.append((told, batch.input_ids.tolist()))
+        assert results[0] == results[1]
+
+
+def forward_result(full_logits: Tensor) -> SimpleNamespace:
+    return SimpleNamespace(logits_output=SimpleNamespace(full_logits=full_logits), can_run_graph=False)
+
+
+def lists(tokens: Any) -> list[Any]:
+    return [token.tolist() if isinstance(token, Tensor) else token for token in tokens]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_configuration_is_read_as_shipped(algorithms, name):
+    shipped, fused = algorithms[name], algorithms[f"Fused{name}"]
+    assert issubclass(fused, shipped)
+    for options in ({}, {"threshold": 0.25, "edit_threshold": 0.5, "penalty_lambda": 1, "max_post_edit_steps": 2}):
+        theirs, ours = vars(build(shipped, **options)), vars(build(fused, **options))
+        assert ours.pop("compatible") is False
+        assert ours == theirs
+    with pytest.raises(TypeError, match="compatible: expected true or false in the .* configuration; got 'yes'"):
+        build(fused, compatible="yes")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mask_that_is_best_stalls_the_shipped_step_alone(algorithms, name):
+    logits = torch.zeros(4, 20)
+    logits[:, MASK] = 9.0
+    logits[:, 7] = 5.0
+    ids = torch.full((1, 4), MASK)
+    left = {}
+    cases = {"shipped": (name, {}), "compatible": (f"Fused{name}", {"compatible": True}), "fused": (f"Fused{name}", {})}
+    for case, (cls, options) in cases.items():
+        algorithm, batch = build(algorithms[cls], threshold=0.5, edit_threshold=0.9, **options), batch_of(ids)
+        states = algorithm.init_step_state(batch)
+        done = [algorithm.step(batch, logits.clone(), states) for _ in range(6)]
+        left[case] = ((batch.input_ids == MASK).sum().item(), done[-1])
+    assert left == {"shipped": (4, [False]), "compatible": (4, [False]), "fused": (0, [True])}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_comes_first_in_the_shipped_step_alone(algorithms, name):
+    logits = torch.zeros(4, 20)
+    logits[2, 9] = math.nan
+    logits[3, 7] = 2.0
+    cases = {"shipped": (name, {}), "compatible": (f"Fused{name}", {"compatible": True}), "fused": (f"Fused{name}", {})}
+    committed = {}
+    for case, (cls, options) in cases.items():
+        algorithm, batch = build(algorithms[cls], threshold=0.9, **options), batch_of(torch.full((1, 4), MASK))
+        algorithm.step(batch, logits.clone(), algorithm.init_step_state(batch))
+        committed[case] = batch.input_ids.tolist()
+    assert committed["shipped"] == committed["compatible"] == [MASK, MASK, 9, MASK]
+    assert committed["fused"] == [MASK, MASK, MASK, 7]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_are_updated_where_they_are(algorithms, name):
+    """SGLang's CUDA graphs hold their address."""
+    algorithm, batch = build(algorithms[f"Fused{name}"]), batch_of(torch.full((2, 4), MASK))
+    ids = batch.input_ids
+    algorithm.step(batch, torch.randn(8, 20), algorithm.init_step_state(batch))
+    assert batch.input_ids is ids
+    assert (ids != MASK).any()
+
+
+def test_replacing_the_shipped_ones(algorithms, monkeypatch):
+    sglang = plugin()
+    shipped = dict(algorithms)
+    try:
+        monkeypatch.setenv(sglang.REPLACE, "yes")
+        with pytest.raises(ValueError, match="DLLM_KERNELS_REPLACE_SHIPPED: expected 0 or 1; got 'yes'"):
+            sglang.register()
+        monkeypatch.setenv(sglang.REPLACE, "0")
+        sglang.register()
+        assert algorithms == shipped
+        monkeypatch.setenv(sglang.REPLACE, "1")
+        sglang.register()
+        assert {name: algorithms[name].__name__ for name in NAMES} == {name: f"Fused{name}" for name in NAMES}
+        assert algorithms["JointThresholdInDel"] is shipped["JointThresholdInDel"]
+    finally:
+        algorithms.update(shipped)
+
+
+INSTALLED = """
+import sys
+sys.path[:0] = [{target!r}, {root!r}]
+import logging
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+from benchmarks import engines
+known = engines.load_sglang()
+import dllm_kernels
+assert dllm_kernels.__file__.startswith({target!r}), dllm_kernels.__file__
+from sglang.srt.plugins import load_plugins
+load_plugins()
+print(known.get_algorithm_cls("FusedLowConfidence"), known.get_algorithm_cls("LowConfidence"))
+"""
+
+
+def test_sglang_finds_the_plug_in(algorithms, tmp_path):
+    """An installed wheel, and SGLang's own plug-in loader."""
+    command = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--target", str(tmp_path), str(ROOT)], check=True)
+    program = INSTALLED.format(target=str(tmp_path), root=str(ROOT))
+    environment = {**os.environ, "DLLM_KERNELS_REPLACE_SHIPPED": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Executed general plugin: dllm_kernels" in done.stdout
+    assert done.stdout.splitlines()[-1].count("FusedLowConfidence") == 2
+
+
+def test_another_version_is_refused(monkeypatch):
+    monkeypatch.setattr(integrations.metadata, "version", lambda _name: "0.5.99")
+    with pytest.raises(RuntimeError, match=r"sglang: expected version 0.5.23, which .* found 0.5.99"):
+        integrations.require("sglang", ("0.5.23",))
+
+
+def test_an_engine_that_is_missing():
+    with pytest.raises(RuntimeError, match=r"no-such-engine: expected version 1 or 2, .*; it is not installed"):
+        integrations.require("no-such-engine", ("1", "2"))
+
+
+def test_an_unreachable_registry_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "CACHE", tmp_path / "engines")
+    monkeypatch.setattr(engines, "SGLANG", "0.0.0.dev0")
+    with pytest.raises(engines.NotFetchedError, match="pip could not fetch sglang 0.0.0.dev0: ERROR"):
+        engines.fetch_sglang()
+
+
+def test_the_steps_as_peers(algorithms):
+    """As the kernel benchmark calls them."""
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(2, 8, 50, generator=generator) * 3
+    ids = torch.full((2, 8), 50)
+    left = []
+    for peer in (engines.sglang_low_confidence, engines.fused_in_sglang):
+        left.append(ids.clone())
+        peer(logits, left[-1], 50, 0.3)
+    assert left[0].equal(left[1])
+    assert not left[0].equal(ids)
+    with pytest.raises(ValueError, match="logits: expected float32, the only dtype that SGLang passes; got .*bfloat16"):
+        engines.sglang_low_confidence(logits.bfloat16(), ids, 50, 0.3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_one_synchronisation_and_no_copy_of_the_logits(algorithms, name):
+    algorithm = build(algorithms[f"Fused{name}"], 32, mask_id=156895, threshold=0.9)
+    batch = batch_of(torch.full((8, 32), 156895, device=DEVICE))
+    logits = torch.randn(8 * 32, 157184, device=DEVICE)
+    states = algorithm.init_step_state(batch)
+    algorithm.step(batch, logits, states)  # compiles
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchronizing CUDA operation") as waits:
+            algorithm.step(batch, logits, states)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 1
+    assert torch.cuda.max_memory_allocated() - held < 2**20
