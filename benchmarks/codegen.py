@@ -29,7 +29,8 @@ from benchmarks.machine_code import WHAT, Code, change, read, together
 RESIDENT = {"sm_80": (64, 32), "sm_90": (64, 32), "sm_100": (64, 32), "sm_120": (48, 24)}
 REGISTERS, REGISTER_UNIT = 65536, 256
 ONLY_COMPILED = "gfx942"  # AMD: that it compiles is all that is asked
-# Dtype of the logits, vocabulary, whether with every optional argument, whether with rows enough to fill a GPU.
+# Dtype of the logits, vocabulary, whether with every optional argument, whether with rows enough to fill a
+# GPU, edit threshold.
 VARIANTS = {
     f"{dtype}, {rows}, {'all options' if options else 'no options'}": (dtype, vocab, options, False, None)
     for dtype in ("float16", "bfloat16", "float32")

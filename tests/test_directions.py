@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import dllm_kernels
+
 ROOT = Path(__file__).parent.parent
 BACKENDS = {"reference", "cpu", "gpu"}
+ENGINES = {"sglang", "diffusers"}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
@@ -69,7 +72,26 @@ def test_the_package_does_not_know_its_benchmarks_and_tests() -> None:
 
 def test_nothing_imports_the_integrations() -> None:
     for path in [*(ROOT / "dllm_kernels").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
-        assert not any(name.startswith("dllm_kernels.integrations") for name in imports(path)), path
+        if path.parent.name != "integrations":
+            assert not any(name.startswith("dllm_kernels.integrations") for name in imports(path)), path
+
+
+def test_integrations_use_the_public_api_and_their_own_engine() -> None:
+    public = {"dllm_kernels", *(f"dllm_kernels.{name}" for name in dllm_kernels.__all__)}
+    shared = {f"dllm_kernels.integrations.{name}" for name in ("require", "row_statistics", "unmask")}
+    for path in files("dllm_kernels.integrations"):
+        ours = {name for name in imports(path) if name.partition(".")[0] == "dllm_kernels"}
+        if path.stem == "__init__":
+            assert ours <= public, path
+        else:
+            assert ours <= public | shared | {"dllm_kernels.integrations"}, path
+        assert {name.partition(".")[0] for name in imports(path)} & ENGINES <= {path.stem}, path
+
+
+def test_no_engine_outside_its_integration() -> None:
+    for path in (ROOT / "dllm_kernels").rglob("*.py"):
+        if path.parent.name != "integrations":
+            assert not {name.partition(".")[0] for name in imports(path)} & ENGINES, path
 
 
 def test_measuring_does_not_judge() -> None:
@@ -119,7 +141,8 @@ print("torch" in sys.modules, "triton" in sys.modules)
 
 
 def test_importing_the_package_loads_no_triton_and_no_engine() -> None:
-    program = "import dllm_kernels, sys; print([m for m in ('triton', 'sglang', 'diffusers') if m in sys.modules])"
+    names = ("triton", "dllm_kernels.integrations", *sorted(ENGINES))
+    program = f"import dllm_kernels, sys; print([m for m in {names} if m in sys.modules])"
     assert run_python(program) == "[]"
 
 

@@ -113,7 +113,7 @@ class FusedJointThreshold(JointThreshold):
         if not any(finished) and not any(spent):
             return prompt_mask
         is_finished, is_spent = _on_device([finished, spent], masked.device)
-        rests = is_finished | (is_spent & ~masked.any(dim=-1))
+        rests: Tensor = is_finished | (is_spent & ~masked.any(dim=-1))
         return prompt_mask | rests.unsqueeze(-1)
 
     def _update(self, logits: Tensor, input_ids: Tensor, masked: Tensor, closed: Tensor, changed: Tensor) -> None:
