@@ -98,6 +98,8 @@ def _sglang_algorithm(name: str, block_size: int, mask_id: int, threshold: float
     if name not in known:  # as a server would: by the plug-in's entry point
         for plugin in metadata.entry_points(group="sglang.srt.plugins"):
             plugin.load()()
+    if name not in known:
+        raise ValueError(f"sglang: expected a plug-in that adds {name}; none is installed: pip install -e .")
     config = types.SimpleNamespace(
         block_size=block_size,
         mask_id=mask_id,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,6 +45,28 @@ def test_its_metadata(wheel: Path) -> None:
     # CUDA builds of PyTorch require the one Triton that fits them: a bound of ours could only clash with it.
     requirements = [field for field in fields if field.startswith("Requires-Dist:") and "extra ==" not in field]
     assert requirements == ["Requires-Dist: torch>=2.10"]
+
+
+@pytest.mark.parametrize("engine", ["sglang", "diffusers"])
+def test_an_extra_asks_for_the_versions_tested(wheel: Path, engine: str) -> None:
+    """They are in the module, which does not import without its engine."""
+    (tested,) = re.findall(r"^TESTED = (.*)$", (ROOT / f"dllm_kernels/integrations/{engine}.py").read_text(), re.M)
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        (wanted,) = re.findall(
+            rf"^Requires-Dist: {engine}(\S+); extra == '{engine}'$", archive.read(name).decode(), re.M
+        )
+    versions = ast.literal_eval(tested)
+    assert list(SpecifierSet(wanted).filter(versions)) == list(versions)
+    major, minor, patch = versions[-1].split(".")
+    assert f"{major}.{minor}.{int(patch) + 1}" not in SpecifierSet(wanted)
+
+
+def test_sglang_is_told_where_the_plug_in_is(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
+        entry_points = archive.read(name).decode()
+    assert "[sglang.srt.plugins]\ndllm_kernels = dllm_kernels.integrations.sglang:register" in entry_points
 
 
 def test_it_installs_alone_and_works_without_triton(wheel: Path, tmp_path: Path) -> None:
