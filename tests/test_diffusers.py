@@ -49,7 +49,8 @@ class Random:
         ids[torch.rand(batch, length, generator=self.generator) < self.choice.random()] = MASK
         logits = torch.randn(batch, length, vocab, generator=self.generator) * self.choice.choice((0.5, 2.0, 8.0))
         agrees = torch.rand(batch, length, generator=self.generator) < 0.3
-        logits.scatter_add_(-1, ids.unsqueeze(-1), agrees.unsqueeze(-1) * 30.0)
+        heights = 2 + 8 * torch.rand(batch, length, generator=self.generator)
+        logits.scatter_add_(-1, ids.unsqueeze(-1), (agrees * heights).unsqueeze(-1))
         if not self.defects:
             logits[..., MASK] = -40.0
         elif self.choice.random() < 0.3:
@@ -68,6 +69,15 @@ def is_undecidable(logits: Tensor, ids: Tensor, *thresholds: float) -> bool:
         return True
     ranks = p.nan_to_num(nan=2.0).masked_fill(ids != MASK, -math.inf).sort(dim=-1, descending=True).values
     return bool(((ranks[:, :-1] - ranks[:, 1:]).abs() <= TOLERANCE).any())
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Threads that wait for each other on a busy machine make small operations a hundred times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("defects", [False, True], ids=["as it is", "compatible"])
@@ -105,7 +115,7 @@ def test_random_steps(defects, record_property):
             )
     record_property("band", f"{band} of {STEPS} steps")
     print(f"{band} of {STEPS} steps undecidable")
-    assert band < STEPS / 2
+    assert band < STEPS / 5
 
 
 def test_finding_the_end():

@@ -84,7 +84,8 @@ class Random:
         """(B, L, V): sure and unsure rows, some that agree with the ids; without defects, the mask is never best."""
         logits = torch.randn(*ids.shape, vocab, generator=self.generator) * self.choice.choice((0.5, 2.0, 8.0))
         agrees = torch.rand(ids.shape, generator=self.generator) < self.choice.choice((0.0, 0.5, 1.0))
-        logits.scatter_add_(-1, ids.unsqueeze(-1), agrees.unsqueeze(-1) * 30.0)
+        heights = 2 + 8 * torch.rand(ids.shape, generator=self.generator)
+        logits.scatter_add_(-1, ids.unsqueeze(-1), (agrees * heights).unsqueeze(-1))
         if not self.defects:
             logits[..., MASK] = -40.0
         elif self.choice.random() < 0.3:
@@ -95,15 +96,30 @@ class Random:
         return logits
 
 
-def is_undecidable(logits: Tensor, ids: Tensor, *thresholds: float) -> bool:
-    """Whether float32 may decide otherwise than float64: at a threshold, or between the two best of a block."""
+def is_undecidable(logits: Tensor, masked: Tensor, *thresholds: float) -> bool:
+    """Whether float32 may decide otherwise than float64: at a threshold, or between the two best of a block where none
+    passes; the first threshold is that of masked positions. Rows whose confidence is NaN tie too.
+    """
     p = torch.softmax(logits.double(), dim=-1).amax(dim=-1)
     if any(((p - threshold).abs() <= TOLERANCE).any() for threshold in thresholds):
         return True
-    best = p.masked_fill(ids != MASK, -math.inf).sort(dim=-1, descending=True).values
-    return bool(ids.shape[1] > 1 and ((best[:, 0] - best[:, 1]).abs() <= TOLERANCE).any())
+    if masked.shape[1] == 1:
+        return False
+    falls_back = ~((p > thresholds[0]) & masked).any(dim=-1)
+    best = p.nan_to_num(nan=2.0).masked_fill(~masked, -math.inf).sort(dim=-1, descending=True).values
+    return bool((falls_back & ((best[:, 0] - best[:, 1]).abs() <= TOLERANCE)).any())
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Threads that wait for each other on a busy machine make small operations a hundred times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter:UserWarning")  # in SGLang's own step
 @pytest.mark.parametrize("defects", [False, True], ids=["as it is", "compatible"])
 @pytest.mark.parametrize("name", NAMES)
 def test_random_steps(algorithms, name, defects, record_property):
@@ -131,7 +147,8 @@ def test_random_steps(algorithms, name, defects, record_property):
             done = shipped.step(batch, full_logits, states)
             our_done = fused.step(ours, our_logits, our_states)
             steps += 1
-            if is_undecidable(our_logits.view_as(logits), before, *thresholds):
+            masked = before == MASK if prompt_mask is None else (before == MASK) & ~prompt_mask
+            if is_undecidable(our_logits.view_as(logits), masked, *thresholds):
                 band += 1
                 ours.input_ids.copy_(batch.input_ids)
                 our_states = copy.deepcopy(states)
@@ -143,7 +160,7 @@ def test_random_steps(algorithms, name, defects, record_property):
                 break
     record_property("band", f"{band} of {steps} steps")
     print(f"{name}: {band} of {steps} steps undecidable")
-    assert band < steps / 2
+    assert band < steps / 20
 
 
 def without_masks(states: list[Any]) -> list[Any]:
