@@ -9,14 +9,16 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints/$(if $(shell command -v nvidia-smi),gpu,cpu).txt
 IMAGE ?= dllm-kernels
-# What BASE_IMAGE in the Dockerfile should be, when it should be another.
+# More arguments for `docker build`.
 IMAGE_ARGS ?=
+# The checkout that the image is built of.
+CONTEXT ?= .
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: help bench test lint codegen format image dashboard clean
+.PHONY: help bench test lint codegen format dashboard image pin-image pinned test-containers clean
 
 help:
 	@echo "make bench      check, measure, judge, add to the history, publish the dashboard"
@@ -25,7 +27,10 @@ help:
 	@echo "make codegen    compile the kernels for every architecture, without a GPU, and hold them against what was reviewed"
 	@echo "make format     rewrite what ruff can mend"
 	@echo "make dashboard  publish the dashboard from the latest record and the history"
-	@echo "make image      build the Docker image"
+	@echo "make image      build the Docker image of the commit that is checked out"
+	@echo "make pin-image  write the digest of the image's base into the Dockerfile, from its registry"
+	@echo "make pinned     fail where the Dockerfile names its base without a digest"
+	@echo "make test-containers  build the image with a real Docker engine, and run its commands"
 	@echo "make clean      remove everything that the others made"
 
 bench: $(READY)
@@ -38,7 +43,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run
+	$(BIN)/shellcheck .ci/run container/*.sh
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
 	$(BIN)/zizmor --offline --quiet .github
@@ -55,7 +60,17 @@ dashboard: $(READY)
 	@$(BIN)/python -m benchmarks dashboard $(ARGS)
 
 image:
-	docker build --tag $(IMAGE) $(IMAGE_ARGS) .
+	@container/build.sh "$(CONTEXT)" $(IMAGE) $(IMAGE_ARGS)
+
+pin-image: $(READY)
+	@$(BIN)/python container/pin.py
+
+pinned:
+	@grep -q '^ARG BASE_IMAGE=[^ ]*@sha256:[0-9a-f]\{64\}$$' Dockerfile || \
+		{ echo "error: the Dockerfile names the image's base without a digest: run make pin-image, and commit it" >&2; exit 2; }
+
+test-containers: $(READY)
+	@$(BIN)/python -m pytest tests/containers $(ARGS)
 
 clean:
 	rm -rf $(VENV) .asv .bench .benchmarks .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -35,7 +35,7 @@ from benchmarks import (
 from benchmarks.history import command, machine, store
 from benchmarks.measure import sides
 
-OUTPUT = Path(__file__).resolve().parent.parent / ".bench"
+OUTPUT = Path(os.environ.get("DLLM_KERNELS_OUTPUT", Path(__file__).resolve().parent.parent / ".bench"))
 USAGE_ERROR = 2
 
 EXAMPLES = """examples:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import report, whole
 from benchmarks.bench_post_process import CLOCKS, RECORD
 from benchmarks.gate import Judgement
 from benchmarks.history import machine, store
@@ -78,19 +78,17 @@ def add(path: Path, run: Run, commit: str) -> None:
 
 def publish(run: Run, judgement: Judgement, site: Path) -> Path:
     """Write the site: the front page, and asv's own pages beside it where there is a history."""
-    site.mkdir(parents=True, exist_ok=True)
-    history_link = None
-    if RESULTS.exists():
-        shutil.rmtree(HTML, ignore_errors=True)
-        with Console().status("Publishing the history"):
-            _asv("publish", "--no-pull")
-            _run([sys.executable, "-m", "asv_tachyon", "install", str(HTML)])
-        shutil.rmtree(site / "asv", ignore_errors=True)
-        shutil.copytree(HTML, site / "asv")
-        history_link = "asv/index.html"
-    page = site / "index.html"
-    page.write_text(report.page(run, judgement, history_link))
-    return page
+    with whole.folder(site) as new:
+        history_link = None
+        if RESULTS.exists():
+            shutil.rmtree(HTML, ignore_errors=True)
+            with Console().status("Publishing the history"):
+                _asv("publish", "--no-pull")
+                _run([sys.executable, "-m", "asv_tachyon", "install", str(HTML)])
+            shutil.copytree(HTML, new / "asv")
+            history_link = "asv/index.html"
+        (new / "index.html").write_text(report.page(run, judgement, history_link))
+    return site / "index.html"
 
 
 def _stamps(folder: Path, commit: str) -> dict[Path, int]:
