@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints/$(if $(shell command -v nvidia-smi),gpu,cpu).txt
 IMAGE ?= dllm-kernels
-# What BASE_IMAGE in the Dockerfile should be, when it should be another.
+# More arguments for `docker build`.
 IMAGE_ARGS ?=
 # What the image is built from, and where its commands leave their results.
 CONTEXT ?= .
@@ -23,8 +23,8 @@ READY := $(VENV)/.ready
 # What the workflows' own steps need, without PyTorch: seconds instead of minutes.
 SERVICE := $(VENV)-service
 
-.PHONY: help bench test test-workflows lint codegen format dashboard clean
-.PHONY: image pinned in-image remove-images commits benchmarks service
+.PHONY: help bench test test-workflows test-containers lint codegen format dashboard clean
+.PHONY: image pin-image pinned in-image remove-images commits benchmarks service
 
 help:
 	@echo "make bench      check, measure, judge, add to the history, publish the dashboard"
@@ -33,8 +33,11 @@ help:
 	@echo "make codegen    compile the kernels for every architecture, without a GPU, and hold them against what was reviewed"
 	@echo "make format     rewrite what ruff can mend"
 	@echo "make dashboard  build the dashboard from the history here, or else from the demonstration in the repository"
-	@echo "make image      build the Docker image"
-	@echo "make test-workflows  run the workflows, with act, on repositories made for it"
+	@echo "make image      build the Docker image of the commit that is checked out"
+	@echo "make pin-image  write the digest of the image's base into the Dockerfile, from its registry"
+	@echo "make pinned     fail where the Dockerfile names its base without a digest"
+	@echo "make test-containers  build the image with a real Docker engine, and run its commands"
+	@echo "make test-workflows   run the workflows, with act, on repositories made for it"
 	@echo "make clean      remove everything that the others made"
 
 bench: $(READY)
@@ -50,7 +53,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run docs/runner/admit.sh docs/runner/register
+	$(BIN)/shellcheck .ci/run container/*.sh docs/runner/admit.sh docs/runner/register
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
 	$(BIN)/zizmor --offline --quiet --persona auditor .github
@@ -68,13 +71,19 @@ dashboard: $(READY)
 	@$(BIN)/python -m benchmarks dashboard $(ARGS)
 
 image:
-	docker build --tag $(IMAGE) $(IMAGE_ARGS) $(CONTEXT)
+	@container/build.sh "$(CONTEXT)" $(IMAGE) $(IMAGE_ARGS)
 
-# Below is what the workflows call.
+pin-image: $(READY)
+	@$(BIN)/python container/pin.py
 
 pinned:
-	@grep -Eq '^ARG BASE_IMAGE=.+@sha256:[0-9a-f]{64}$$' Dockerfile || { \
-	    echo "Dockerfile: expected BASE_IMAGE with the digest of an image: a tag may name another one tomorrow" >&2; exit 2; }
+	@grep -q '^ARG BASE_IMAGE=[^ ]*@sha256:[0-9a-f]\{64\}$$' Dockerfile || \
+		{ echo "error: the Dockerfile names the image's base without a digest: run make pin-image, and commit it" >&2; exit 2; }
+
+test-containers: $(READY)
+	@$(BIN)/python -m pytest tests/containers $(ARGS)
+
+# Below is what the workflows call.
 
 # Its process sees one folder of this machine, and no network.
 in-image:

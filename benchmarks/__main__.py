@@ -35,7 +35,7 @@ from benchmarks.measure import sides
 from benchmarks.site import command as dashboard
 from benchmarks.site.overview import Verdict
 
-OUTPUT = Path(__file__).resolve().parent.parent / ".bench"
+OUTPUT = Path(os.environ.get("DLLM_KERNELS_OUTPUT", Path(__file__).resolve().parent.parent / ".bench"))
 USAGE_ERROR = 2
 
 EXIT_CODES = "Exit codes: 0 pass, 1 regression, 2 usage or environment error, 3 inconclusive."

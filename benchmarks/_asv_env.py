@@ -15,6 +15,8 @@ from asv import util
 from asv.console import log
 from asv.plugins.virtualenv import Virtualenv
 
+from benchmarks import whole
+
 
 class Shared(Virtualenv):  # type: ignore[misc]
     """A virtual environment that asv installs nothing but the package into."""
@@ -41,3 +43,15 @@ class Shared(Virtualenv):  # type: ignore[misc]
 def shared_folders() -> list[str]:
     """Where the running interpreter finds installed packages, in its order."""
     return [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
+
+
+_write_json = util.write_json
+
+
+def _write_json_whole(path: str, *arguments: Any, **options: Any) -> None:
+    """asv writes in place: killed meanwhile it would leave half a result, and another run could read one."""
+    with whole.file(Path(path)) as part:
+        _write_json(str(part), *arguments, **options)
+
+
+util.write_json = _write_json_whole

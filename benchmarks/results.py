@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, TypeAdapter, ValidationError
+
+from benchmarks import whole
 
 
 class RecordError(ValueError):
@@ -317,18 +317,10 @@ class Baseline(Record):
 
 
 def save(record: Record, path: Path) -> None:
-    """Write a record, whole or not at all: under another name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"version": record.VERSION, "kind": record.KIND, **dataclasses.asdict(record)}, file, indent=1)
-            file.write("\n")
-        os.chmod(name, 0o644)  # mkstemp's 0600 would keep a record from whoever did not run the container
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    """Write a record, whole or not at all."""
+    with whole.file(path) as part, part.open("w") as file:
+        json.dump({"version": record.VERSION, "kind": record.KIND, **dataclasses.asdict(record)}, file, indent=1)
+        file.write("\n")
 
 
 def load(cls: type[R], path: Path) -> R:

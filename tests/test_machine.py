@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_two_runs_take_different_processors(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("DLLM_KERNELS_LOCKS", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4, 5}, raising=False)
     with machine.cores(2) as first, machine.cores(2) as second, machine.cores(2) as third:
         assert (first, second, third) == ([5, 4], [3, 3], [None, None])
@@ -25,13 +24,11 @@ def test_two_runs_take_different_processors(tmp_path, monkeypatch):
 
 
 def test_two_runs_on_one_gpu_wait_for_each_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("DLLM_KERNELS_LOCKS", str(tmp_path))
     code = "from benchmarks.measure import machine\nwith machine.lock('x', print): print('mine')"
     with machine.lock("x"):
-        environment = {**os.environ, "TMPDIR": str(tmp_path)}
-        other = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+        command = [sys.executable, "-u", "-c", code]  # its first line is to be read before it ends
+        other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert other.stdout is not None
         assert "waiting for it" in other.stdout.readline()
         assert other.poll() is None

@@ -17,8 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import results
-from benchmarks.history import store
+from benchmarks import results, whole
 from benchmarks.results import Environment, Run
 
 ENDING = ".environment"  # of the file beside a result
@@ -51,7 +50,8 @@ def note(path: Path, **measured_with: str | None) -> None:
     beside = path.with_suffix(ENDING)
     known = json.loads(beside.read_text()) if beside.exists() else {}
     found = {name: value for name, value in {**measured_with, "image": os.environ.get(IMAGE)}.items() if value}
-    store.write(beside, json.dumps({**known, **found}, sort_keys=True).encode())
+    with whole.file(beside) as part:
+        part.write_text(json.dumps({**known, **found}, sort_keys=True))
 
 
 def measured_with(run: Run) -> dict[str, str | None]:

@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from benchmarks import whole
+
 BRANCH = "benchmark-results"
 SYNCED = "refs/dllm-kernels/synced-results"  # the commit that the results here were last fetched from or pushed as
 TRIES = 10  # against other runners
@@ -82,7 +84,7 @@ class Store:
         fetched = 0
         for name, blob in self._blobs(tip).items():
             if here.get(name) in (None, synced.get(name)) and here.get(name) != blob:
-                write(self.results / name, self._content(blob))
+                _write(self.results / name, self._content(blob))
                 fetched += 1
         self._git("update-ref", SYNCED, tip)
         return fetched
@@ -106,7 +108,7 @@ class Store:
             ours = _whole((self.results / name).read_text())
             other = _whole(self._content(blob).decode(errors="replace"))
             if ours is not None and other is not None:
-                write(self.results / name, json.dumps(merged(ours, other)).encode())
+                _write(self.results / name, json.dumps(merged(ours, other)).encode())
 
     def _content(self, blob: str) -> bytes:
         command = ["git", "cat-file", "blob", blob]
@@ -176,12 +178,9 @@ class Store:
         return done.stdout.removesuffix("\n")
 
 
-def write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+def _write(path: Path, content: bytes) -> None:
+    with whole.file(path) as part:
+        part.write_bytes(content)
 
 
 def _whole(text: str) -> dict[str, Any] | None:

@@ -119,7 +119,8 @@ def cores(count: int) -> Iterator[list[int | None]]:
 
 
 def _open_lock(name: str) -> int:
-    path = Path(tempfile.gettempdir()) / f"dllm-kernels-{name}.lock"
+    # Containers have no folder of temporary files in common: they are told of another.
+    path = Path(os.environ.get("DLLM_KERNELS_LOCKS", tempfile.gettempdir())) / f"dllm-kernels-{name}.lock"
     try:
         return os.open(path, os.O_RDONLY)  # one that another user created, too
     except FileNotFoundError:

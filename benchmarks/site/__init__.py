@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import whole
 from benchmarks.history import changes, points
 from benchmarks.history.machine import ENDING
 from benchmarks.site import commits, explorer
@@ -89,8 +90,8 @@ def build(
             remark=remark,
         )
         page.write(part, source)
-        shutil.rmtree(output, ignore_errors=True)
-        shutil.copytree(part, output)
+        with whole.folder(output) as new:
+            shutil.copytree(part, new, dirs_exist_ok=True)
     return output / "index.html"
 
 

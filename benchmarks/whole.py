@@ -1,0 +1,43 @@
+"""Files and folders that appear whole or not at all, though whoever writes them is killed or is not alone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def file(path: Path) -> Iterator[Path]:
+    """An empty file to write to, that takes the place of `path` at the end; nothing happens to that in an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(descriptor)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)  # mkstemp's 0600 would keep it from whoever did not run the container
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """An empty folder to write to, that takes the place of `path` at the end; nothing happens to that in an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".part") as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        yield new
+        parent = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(parent, fcntl.LOCK_EX)  # folders, unlike files, are not exchanged in one step
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+        finally:
+            os.close(parent)
