@@ -53,6 +53,18 @@ def test_the_interval_of_a_change_holds_its_size() -> None:
     assert 0.90 <= held / told <= 0.99
 
 
+@pytest.mark.parametrize("quantum", [0.016, 0.03])
+def test_a_coarse_clock_makes_no_steps(quantum: float) -> None:
+    """Most of its points are the same; in some histories two neighbours are both one tick longer."""
+    told = 0
+    for seed in range(50):
+        draw = random.Random(seed)
+        ticks = [1 / quantum + (draw.random() < 0.3) for _ in range(60)]
+        points = [Point(f"{n:040x}", count * quantum, None, None, {}) for n, count in enumerate(ticks)]
+        told += bool(changes(TIME, points, [point.commit for point in points]))
+    assert told <= 1
+
+
 def test_slow_drift_below_the_noise_is_no_step_and_an_outlier_is_none() -> None:
     commits, _, points = walk(3, 1.0)
     points[30] = Point(commits[30], 15.0, None, None, {})

@@ -441,6 +441,10 @@ def test_the_end_of_a_series(values: list[float | None], state: State) -> None:
     assert curve_of(values).state(comparisons=10) is state
 
 
+def test_a_tick_of_a_coarse_clock_is_nothing_odd() -> None:
+    assert curve_of([3.1 if n % 5 == 4 else 3.0 for n in range(40)]).state(comparisons=1) is State.STEADY
+
+
 def test_where_more_is_better_less_is_worse() -> None:
     series = dataclasses.replace(SERIES, less_is_better=False)
     assert curve_of([*noisy(30), *noisy(6, 9.2)], series).state(1) is State.WORSE

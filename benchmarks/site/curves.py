@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from benchmarks import stats
-from benchmarks.history.changes import LEAST, Change
+from benchmarks.history.changes import LEAST, Change, scatter
 from benchmarks.history.points import Point, Series
 from benchmarks.policy import Policy
 from benchmarks.results import Noise
@@ -52,12 +51,11 @@ class Curve:
 
     @cached_property
     def scatter(self) -> float | None:
-        """Standard deviation of a point, as a share, from one commit to the next: steps hardly change it."""
+        """Standard deviation of a point, as a share."""
         logs = [math.log(point.value) for point in self.known if point.value and point.value > 0]
         if len(logs) < LEAST_KNOWN or len(logs) < len(self.known):
             return None
-        jumps = [abs(after - before) for before, after in itertools.pairwise(logs)]
-        return 1.4826 * statistics.median(jumps) / math.sqrt(2)
+        return scatter(logs)
 
     @cached_property
     def detectable(self) -> float | None:
