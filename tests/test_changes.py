@@ -151,6 +151,39 @@ def test_an_update_next_to_a_step_that_is_clearly_a_commits_takes_no_blame() -> 
     assert (found.first, found.environment) == (commits[21], {})
 
 
+@pytest.mark.parametrize("turns", ["one, other", "one in ten", "for one commit"])
+def test_runners_of_two_drivers_that_take_turns_take_no_blame_from_a_commit(turns: str) -> None:
+    """The same driver measured both levels."""
+    driver = {"one, other": lambda n: n % 2, "one in ten": lambda n: n % 10 == 0, "for one commit": lambda n: n == 20}
+    commits = [f"{number:040x}" for number in range(40)]
+    draw = random.Random(2)
+    points = [
+        Point(
+            name,
+            math.exp(draw.gauss(0, 0.01)) * (1.06 if n >= 20 else 1),
+            None,
+            None,
+            {"driver": str(driver[turns](n))},
+        )
+        for n, name in enumerate(commits)
+    ]
+    (found,) = changes(TIME, points, commits)
+    assert (found.first, found.environment) == (commits[20], {})
+
+
+def test_a_driver_that_slows_down_whenever_it_comes_is_to_blame() -> None:
+    commits = [f"{number:040x}" for number in range(40)]
+    draw = random.Random(2)
+    driver = [n // 10 % 2 for n in range(40)]
+    points = [
+        Point(name, math.exp(draw.gauss(0, 0.01)) * (1.06 if driver[n] else 1), None, None, {"driver": str(driver[n])})
+        for n, name in enumerate(commits)
+    ]
+    found = changes(TIME, points, commits)
+    assert len(found) == 3
+    assert all("driver" in one.environment for one in found)
+
+
 def test_what_a_projects_configuration_leaves_out_is_not_searched(tmp_path: Path) -> None:
     history = synthetic_history.make(tmp_path, steps=[Step(30, 1.2)])
     conf = '{\n  // a comment\n  "regressions_first_commits": {".*track_speedup.*": null, ".*track_fused.*": "abc"}\n}'

@@ -456,6 +456,12 @@ def test_a_step_of_the_environment_is_not_worse_and_the_point_after_is_not_odd()
     assert curve_of([*noisy(30), 10.8], environments={30: "2"}).state(10) is State.STEADY
 
 
+def test_runners_of_two_drivers_that_take_turns_hide_no_odd_point() -> None:
+    turns = {n: str(n % 2) for n in range(31)}
+    assert curve_of([*noisy(30), 10.8], environments=turns).state(10) is State.ODD
+    assert curve_of(noisy(31), environments=turns).state(10) is State.STEADY
+
+
 def test_what_a_history_would_show_follows_from_its_scatter() -> None:
     calm, restless = (curve_of([10 * (1 + size * ((7 * n) % 5 - 2)) for n in range(60)]) for size in (0.001, 0.01))
     assert calm.detectable is not None

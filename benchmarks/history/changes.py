@@ -75,7 +75,7 @@ def changes(series: Series, points: Sequence[Point], commits: Sequence[str]) -> 
                 math.exp(after - before - reach),
                 math.exp(after - before + reach),
                 order[first.commit] - order[last.commit] - 1,
-                _environment_at(known, logs, right[0], (before, after), deviation),
+                _environment_at(known, logs, (left, right), (before, after), deviation),
             )
         )
     return found
@@ -93,7 +93,7 @@ def _segments(logs: Sequence[float]) -> list[tuple[int, int]]:
 def scatter(logs: Sequence[float]) -> float:
     """Standard deviation of a point, from one to the next, so that steps hardly change it.
 
-    By the third quartile of the jumps, as if they were normal: where a clock's resolution is coarse, most points are the
+    By the third quartile of the jumps, as if they were normal: where a clock is coarse, most points are the
     same and half of the jumps are none, and what is left would each be told as a step.
     """
     jumps = sorted(abs(after - before) for before, after in itertools.pairwise(logs))
@@ -124,10 +124,15 @@ def _reach(before: tuple[int, int], after: tuple[int, int], freedom: int) -> flo
 
 
 def _environment_at(
-    known: Sequence[Point], logs: Sequence[float], step: int, levels: tuple[float, float], deviation: float
+    known: Sequence[Point],
+    logs: Sequence[float],
+    sides: Sequence[tuple[int, int]],
+    levels: Sequence[float],
+    deviation: float,
 ) -> dict[str, tuple[str, str]]:
-    """What else became another at a step before the point `step`; or some points earlier or later, where those between
+    """What else became another at the step between two segments; or some points earlier or later, where those between
     may as well belong to the step's other side."""
+    (begin, step), (_, end) = sides
     before, after = levels
     places = [step]
     for place in range(step - 1, max(0, step - 1 - FARTHEST), -1):
@@ -138,10 +143,23 @@ def _environment_at(
         if abs(logs[place] - before) >= EITHER_SIDE * deviation:
             break
         places.append(place + 1)
+
+    def makes_none(place: int, name: str, old: str, new: str) -> bool:
+        """Whether points were measured with the other side's version and are yet at their own side's level, as where
+        runners of two drivers take turns."""
+        middle, rising = (before + after) / 2, after > before
+        of_their_own = [
+            (logs[n] > middle) is (rising if n >= place else not rising)
+            for n in range(begin, end)
+            if known[n].environment.get(name) == (old if n >= place else new)
+        ]
+        return sum(of_their_own) >= LEAST_POINTS and 2 * sum(of_their_own) > len(of_their_own)
+
     for place in places:
         old, new = known[place - 1].environment, known[place].environment
-        if differences := {name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]}:
-            return differences
+        differences = {name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]}
+        if told := {name: both for name, both in differences.items() if not makes_none(place, name, *both)}:
+            return told
     return {}
 
 

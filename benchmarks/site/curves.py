@@ -90,14 +90,12 @@ class Curve:
         start = 0
         if self.changes:
             start = next(n for n, point in enumerate(self.known) if point.commit == self.changes[-1].first)
-        for number in range(start + 1, len(self.known)):
-            if self.known[number].environment != self.known[number - 1].environment:
-                start = number
-        before = [math.log(point.value or 1) for point in self.known[start:-1]][-LEVEL:]
+        *earlier, last = self.known[start:]
+        before = [math.log(one.value or 1) for one in earlier if one.environment == last.environment][-LEVEL:]
         if len(before) < LEAST_KNOWN - 1:
             return None
         sign = 1 if self.series.less_is_better else -1
-        excess = sign * (math.log(self.known[-1].value or 1) - statistics.median(before))
+        excess = sign * (math.log(last.value or 1) - statistics.median(before))
         reach = math.sqrt(1 + math.pi / 2 / len(before)) * self.scatter
         bound = float(distributions.t.ppf(1 - ERROR / comparisons, len(before) - 1)) * reach
         return math.expm1(excess) if excess > max(bound, math.log1p(LEAST)) else None
