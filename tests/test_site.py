@@ -19,13 +19,13 @@ from benchmarks import __main__ as cli
 from benchmarks import gate, results, session, site, stats
 from benchmarks.history.changes import changes
 from benchmarks.history.points import Point, Series
+from benchmarks.history.survey import survey
 from benchmarks.policy import Policy
 from benchmarks.results import Noise, NoiseRecord
 from benchmarks.site import bends, command, commits, drawing, overview, units
 from benchmarks.site.commits import Commit
 from benchmarks.site.curves import Curve, State
 from benchmarks.site.overview import Verdict
-from benchmarks.site.survey import survey
 from tests.records import make_run, steady
 from tests.synthetic_history import MACHINES, Benchmark, History, Step, Updated, make
 
@@ -340,8 +340,9 @@ def machine_file(folder: Path, content: object) -> None:
 
 def result(**changes: object) -> dict:
     content = {
-        "commit_hash": "a" * 40, "env_name": "e", "date": 1, "python": "3", "params": {"machine": "m"}, "version": 2,
-        "result_columns": ["result", "params"], "results": {"b": [[1.0, 2.0], [["1", "2"]]]},
+        "commit_hash": "a" * 40, "env_name": "e", "date": 1, "python": "3", "requirements": {}, "version": 2,
+        "params": {"machine": "m"}, "result_columns": ["result", "params"],
+        "results": {"b": [[1.0, 2.0], [["1", "2"]]]},
     }  # fmt: skip
     return {**content, **changes}
 
@@ -357,6 +358,13 @@ def result(**changes: object) -> dict:
         (json.dumps(result(results={"b": [[1.0], [["1", "2"]]]})), "expected 2 values of result"),
         (json.dumps(result(results={"b": 7})), "columns"),
         (json.dumps(result(results={"b": [[1.0]]})), "expected lists of parameters"),
+        (json.dumps(result(results={"b": [[1.0], None]})), "expected lists of parameters"),
+        (json.dumps(result(results={"b": [[1.0, 2.0], [[1, None]]]})), "in words"),
+        (json.dumps(result(results={"b": None})), "columns"),
+        (json.dumps(result(results={"b": [["n/a", 2.0], [["1", "2"]]]})), "expected numbers as result"),
+        (json.dumps(result(results={"b": [[10**400, 2.0], [["1", "2"]]]})), "expected numbers as result"),
+        (json.dumps(result(requirements=None)), "requirements"),
+        (json.dumps(result(result_columns=["result", "params", "colour"])), "colour"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_reason_and_the_rest_is_sound(
@@ -372,6 +380,16 @@ def test_a_damaged_file_is_named_with_its_reason_and_the_rest_is_sound(
     assert reason in why
 
 
+def test_a_file_beside_a_result_that_is_damaged_is_named_too(tmp_path: Path) -> None:
+    machine_file(tmp_path, {"machine": "m"})
+    (tmp_path / "m" / "good.json").write_text(json.dumps(result()))
+    (tmp_path / "m" / "good.environment").write_text("{")
+    found = survey(tmp_path, ["a" * 40])
+    assert not found.sound
+    assert [path.name for path, _ in found.damaged] == ["good.json"]
+    assert "good.environment" in found.damaged[0][1]
+
+
 @pytest.mark.parametrize("content", [{"machine": "another"}, []])
 def test_a_damaged_machine_is_named(tmp_path: Path, content: object) -> None:
     machine_file(tmp_path, content)
@@ -381,7 +399,7 @@ def test_a_damaged_machine_is_named(tmp_path: Path, content: object) -> None:
     assert [path.name for path, _ in found.damaged] == ["machine.json"]
 
 
-@pytest.mark.parametrize("content", ["{", None])
+@pytest.mark.parametrize("content", ["{", None, '{"version": 1}'])
 def test_a_damaged_or_missing_list_of_benchmarks_is_an_error_that_names_it(tmp_path: Path, content: str | None) -> None:
     machine_file(tmp_path, {"machine": "m"})
     (tmp_path / "benchmarks.json").unlink()
@@ -415,7 +433,7 @@ def curve_of(values: list[float | None], series: Series = SERIES, environments: 
     for place, value in enumerate(values):
         driver = (environments or {}).get(place, driver)
         points.append(Point(f"{place:040x}", value, None, None, {"driver": driver}))
-    return Curve("s0", series, "", points, changes(series, points, [one.commit for one in points]), True)
+    return Curve("s0", series, points, changes(series, points, [one.commit for one in points]), True)
 
 
 def noisy(count: int, level: float = 10.0) -> list[float | None]:
@@ -524,7 +542,7 @@ def test_a_bend_between_commits_names_both() -> None:
     points = [Point(f"{place:040x}", value, None, None, {}) for place, value in measured]
     order = [f"{place:040x}" for place in range(11)]
     found = changes(SERIES, points, order)
-    (bend,) = bends.bends([Curve("s", SERIES, "", points, found, True)], [Commit(one, "", "") for one in order])
+    (bend,) = bends.bends([Curve("s", SERIES, points, found, True)], [Commit(one, "", "") for one in order])
     assert (int(bend.last_before.hash, 16), int(bend.commit.hash, 16), bend.between) == (3, 8, 4)
 
 

@@ -20,6 +20,7 @@ import pytest
 from benchmarks.history import store
 from benchmarks.history.points import commits_of, read
 from benchmarks.history.store import BRANCH, Store, merged
+from benchmarks.history.survey import survey
 from tests import synthetic_history
 
 MACHINE = synthetic_history.MACHINES[0]
@@ -239,7 +240,7 @@ def test_damage_on_the_branch_stops_nobody(runner: Any, remote: Path) -> None:
     git(one.folder / "by-hand", "push", "--quiet", "origin", f"HEAD:{BRANCH}")
     other.store.fetch()
     assert other.store.push() is not None
-    points = read(other.results, other.commits)
+    points = read(other.results, survey(other.results, other.commits), other.commits)
     measured = {point.commit for values in points.values() for point in values}
     assert measured == {other.commits[1], other.commits[4]}, "the rest is read"
     one.measure(0)
@@ -257,7 +258,7 @@ def test_a_rewritten_main_takes_no_history_with_it(runner: Any, remote: Path) ->
     other = runner("other")
     other.store.fetch()
     assert len(list(other.results.glob(f"{MACHINE}/*-shared-py3.json"))) == 6
-    points = read(other.results, commits_of(other.folder))
+    points = read(other.results, survey(other.results, commits_of(other.folder)), commits_of(other.folder))
     assert {point.commit for values in points.values() for point in values} == set(one.commits[:3])
 
 
@@ -304,7 +305,7 @@ def test_thinning_drops_old_samples_and_keeps_what_follows_from_them(tmp_path: P
         for row in content["results"].values():
             row.append([[1.0, 2.0, 3.0]] * 8)
         path.write_text(json.dumps(content))
-    before = read(history.results, history.commits)
+    before = read(history.results, survey(history.results, history.commits), history.commits)
     today = datetime.datetime.fromtimestamp(synthetic_history.BEGIN_S, datetime.timezone.utc).date()
     today += datetime.timedelta(days=182)
     assert store.thin(history.results, 180, today) == 5, "the first evening's, and four of the next day"
@@ -315,7 +316,7 @@ def test_thinning_drops_old_samples_and_keeps_what_follows_from_them(tmp_path: P
         and "[1.0, 2.0, 3.0]" in text.replace("[1.0,2.0,3.0]", "[1.0, 2.0, 3.0]")
     ]  # fmt: skip
     assert with_samples == history.commits[5:]
-    after = read(history.results, history.commits)
+    after = read(history.results, survey(history.results, history.commits), history.commits)
     assert set(after) == set(before)
     for series, points in before.items():
         for old, new in zip(points, after[series], strict=True):

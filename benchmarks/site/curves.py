@@ -36,7 +36,6 @@ class State(enum.Enum):
 class Curve:
     key: str  # of the file that holds its points
     series: Series
-    environment: str  # asv's name of it, where a machine has several
     points: Sequence[Point]
     changes: Sequence[Change]
     judged: bool  # False: asv's configuration leaves it out of regressions; it is for reading
