@@ -537,6 +537,14 @@ def test_series_that_bend_together_are_one_bend_at_the_commit_of_most() -> None:
     assert [(int(one.commit.hash, 16), len(one.changes)) for one in found] == [(30, 1), (20, 4)]
 
 
+def test_a_version_is_told_once_where_runners_of_two_take_turns() -> None:
+    commits_ = [Commit(f"{place:040x}", "2026-01-01", "s") for place in range(40)]
+    turns = curve_of(noisy(40), environments={n: str(n % 2 if n < 20 else 2 if n < 35 else 1) for n in range(40)})
+    found = bends.environment_changes([turns], commits_)
+    told = [(int(one.commit.hash, 16), one.differences["driver"]) for one in found]
+    assert told == [(35, ("2", "1")), (20, ("1", "2")), (1, ("0", "1"))]
+
+
 def test_a_bend_between_commits_names_both() -> None:
     measured = zip((0, 1, 2, 3, 8, 9, 10), [*noisy(4), *noisy(3, 12.0)], strict=True)
     points = [Point(f"{place:040x}", value, None, None, {}) for place, value in measured]

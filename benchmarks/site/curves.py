@@ -29,7 +29,7 @@ class State(enum.Enum):
     MOVED = "environment"
     BETTER = "better"
     STEADY = "steady"
-    SHORT = "too short"
+    SHORT = "cannot be told"
 
 
 @dataclass(frozen=True)
