@@ -57,6 +57,7 @@ class Environment(Strict):
     driver: str | None
     commit: str | None  # of the package that was measured
     dirty: bool
+    image: str | None = None  # what the container was built on; None outside of one, and in older records
 
 
 @dataclass(frozen=True)

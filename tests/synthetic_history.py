@@ -160,7 +160,7 @@ def make_repository(folder: Path, commits: int, subjects: dict[int, str], branch
     stream = []
     for place in range(commits):
         date = BEGIN_S + place * EVERY_S
-        message = subjects.get(place, f"Change number {place}").encode()
+        message = subjects.get(place, f"Change number {place}").encode(errors="surrogateescape")
         content = f"{place}\n".encode()
         stream.append(
             b"commit refs/heads/%s\ncommitter A Person <person@example.org> %d +0000\ndata %d\n%s\n"

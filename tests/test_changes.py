@@ -3,15 +3,18 @@ blamed on no commit. On histories that nobody measured."""
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
 
 import pytest
 
+from benchmarks import __main__ as cli
 from benchmarks.history import command
 from benchmarks.history.changes import Change, changes, narrowed
-from benchmarks.history.points import Point, Series, commits_of, read
+from benchmarks.history.points import Point, Series, asv_config, commits_of, left_out, read
+from benchmarks.history.survey import survey
 from tests import synthetic_history
 from tests.synthetic_history import Step, Updated
 
@@ -53,6 +56,18 @@ def test_the_interval_of_a_change_holds_its_size() -> None:
     assert 0.90 <= held / told <= 0.99
 
 
+@pytest.mark.parametrize("quantum", [0.016, 0.03])
+def test_a_coarse_clock_makes_no_steps(quantum: float) -> None:
+    """Most of its points are the same; in some histories two neighbours are both one tick longer."""
+    told = 0
+    for seed in range(50):
+        draw = random.Random(seed)
+        ticks = [1 / quantum + (draw.random() < 0.3) for _ in range(60)]
+        points = [Point(f"{n:040x}", count * quantum, None, None, {}) for n, count in enumerate(ticks)]
+        told += bool(changes(TIME, points, [point.commit for point in points]))
+    assert told <= 1
+
+
 def test_slow_drift_below_the_noise_is_no_step_and_an_outlier_is_none() -> None:
     commits, _, points = walk(3, 1.0)
     points[30] = Point(commits[30], 15.0, None, None, {})
@@ -87,7 +102,9 @@ def test_commits_without_points_may_be_to_blame(tmp_path: Path) -> None:
     history = synthetic_history.make(
         tmp_path, commits=60, steps=[Step(33, 1.2, "fused")], not_measured={"nvidia-h100-80gb-hbm3": range(31, 36)}
     )
-    found = command.bent(read(history.results, history.commits), history.commits)
+    found = command.bent(
+        read(history.results, survey(history.results, history.commits), history.commits), history.commits
+    )
     assert {one.series.benchmark for one in found} == {"bench_post_process.track_fused_us"}
     assert {(one.last_before, one.first, one.between) for one in found} == {
         (history.commits[30], history.commits[36], 5)
@@ -102,7 +119,9 @@ def test_a_step_that_comes_with_another_driver_is_not_blamed_on_the_commit_and_a
         updates=[Updated(30, "driver", "590.11")],
         seed=4,
     )
-    found = command.bent(read(history.results, history.commits), history.commits)
+    found = command.bent(
+        read(history.results, survey(history.results, history.commits), history.commits), history.commits
+    )
     by_place: dict[int, list[Change]] = {}
     for one in found:
         by_place.setdefault(history.commits.index(one.first), []).append(one)
@@ -139,20 +158,70 @@ def test_an_update_next_to_a_step_that_is_clearly_a_commits_takes_no_blame() -> 
     assert (found.first, found.environment) == (commits[21], {})
 
 
-def test_what_a_projects_configuration_leaves_out_is_not_searched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turns", ["one, other", "one in ten", "for one commit"])
+def test_runners_of_two_drivers_that_take_turns_take_no_blame_from_a_commit(turns: str) -> None:
+    """The same driver measured both levels."""
+    driver = {"one, other": lambda n: n % 2, "one in ten": lambda n: n % 10 == 0, "for one commit": lambda n: n == 20}
+    commits = [f"{number:040x}" for number in range(40)]
+    draw = random.Random(2)
+    points = [
+        Point(
+            name,
+            math.exp(draw.gauss(0, 0.01)) * (1.06 if n >= 20 else 1),
+            None,
+            None,
+            {"driver": str(driver[turns](n))},
+        )
+        for n, name in enumerate(commits)
+    ]
+    (found,) = changes(TIME, points, commits)
+    assert (found.first, found.environment) == (commits[20], {})
+
+
+def test_a_driver_that_slows_down_whenever_it_comes_is_to_blame() -> None:
+    commits = [f"{number:040x}" for number in range(40)]
+    draw = random.Random(2)
+    driver = [n // 10 % 2 for n in range(40)]
+    points = [
+        Point(name, math.exp(draw.gauss(0, 0.01)) * (1.06 if driver[n] else 1), None, None, {"driver": str(driver[n])})
+        for n, name in enumerate(commits)
+    ]
+    found = changes(TIME, points, commits)
+    assert len(found) == 3
+    assert all("driver" in one.environment for one in found)
+
+
+@pytest.mark.parametrize("place", ["repository", "."], ids=["in the repository", "beside the results"])
+def test_what_a_projects_configuration_leaves_out_is_not_searched(tmp_path: Path, place: str) -> None:
     history = synthetic_history.make(tmp_path, steps=[Step(30, 1.2)])
     conf = '{\n  // a comment\n  "regressions_first_commits": {".*track_speedup.*": null, ".*track_fused.*": "abc"}\n}'
-    (history.repository / "asv.conf.json").write_text(conf)
-    without = command.left_out(history.repository)
-    found = command.bent(read(history.results, history.commits), history.commits, without)
+    (tmp_path / place / "asv.conf.json").write_text(conf)
+    without = left_out(asv_config(history.repository, history.results))
+    found = command.bent(
+        read(history.results, survey(history.results, history.commits), history.commits), history.commits, without
+    )
     names = {one.series.benchmark.rpartition(".")[2] for one in found}
     assert "track_fused_us" in names
     assert "track_speedup" not in names
 
 
+def test_one_damaged_file_stops_nothing_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    history = synthetic_history.make(tmp_path, steps=[Step(30, 1.2)])
+    path = next((history.results / synthetic_history.MACHINES[0]).glob(f"{history.commits[7][:8]}*.json"))
+    content = json.loads(path.read_text())
+    content["results"] = dict.fromkeys(content["results"])
+    path.write_text(json.dumps(content))
+    arguments = ["history", "--results", str(history.results), "--repository", str(history.repository)]
+    assert cli.main(arguments) == 0
+    told, faults = capsys.readouterr()
+    assert "59 of the 60 commits" in told
+    assert history.commits[30][:10] in told
+    assert f"{path}: left out" in faults
+
+
 def test_points_are_in_the_order_of_the_commits_and_gaps_have_no_value(tmp_path: Path) -> None:
     history = synthetic_history.make(tmp_path, commits=12, failed=[4])
-    points = read(history.results, history.commits)
+    points = read(history.results, survey(history.results, history.commits), history.commits)
     assert len(points) == 5 * 8
     for values in points.values():
         assert [point.commit for point in values] == history.commits
@@ -166,7 +235,7 @@ def test_points_are_in_the_order_of_the_commits_and_gaps_have_no_value(tmp_path:
 def test_results_of_commits_that_are_no_longer_on_the_branch_are_left_out(tmp_path: Path) -> None:
     history = synthetic_history.make(tmp_path, commits=10)
     commits = commits_of(history.repository, f"{history.commits[5]}")
-    points = read(history.results, commits)
+    points = read(history.results, survey(history.results, commits), commits)
     assert all(len(values) == 6 for values in points.values())
 
 
@@ -227,6 +296,19 @@ def test_names_from_a_results_file_are_no_markup() -> None:
     (row,) = [line for line in text.splitlines() if "track_x" in line]
     assert row.count(" | ") == 6
     assert "`track_x(@everyone <img src=x> [a](http://e.example) x )`" in row
+
+
+def test_messages_and_names_are_data_to_a_terminal_too(tmp_path: Path) -> None:
+    """Of odd line ends, other encodings and control characters."""
+    evil = {0: "one\u2028two", 1: "\x1b[2Jgone \u202e", 2: "caf\udce9"}
+    history = synthetic_history.make(tmp_path, commits=3, subjects=evil)
+    messages = command.subjects(history.repository, history.commits)
+    assert list(messages) == history.commits
+    assert messages[history.commits[0]] == "one\u2028two"
+    series = Series("gpu", "b.track_\x1b[31m", (), "", True)
+    text = command.told([make_change(first=history.commits[1], series=series)], messages)
+    assert "?[2Jgone ?" in text
+    assert "track_?[31m" in text
 
 
 def test_the_terminal_names_commit_message_machine_and_size() -> None:

@@ -16,6 +16,7 @@ import pytest
 from benchmarks import bench_post_process, gate, history, results
 from benchmarks.history.machine import machine_name
 from benchmarks.history.points import read
+from benchmarks.history.survey import survey
 from benchmarks.results import Check, Environment, Run, Series
 from benchmarks.site import command as dashboard
 from benchmarks.site.overview import Verdict
@@ -103,9 +104,10 @@ def test_asv_stores_what_was_judged_and_a_repetition_replaces_it(here: Path, cap
     updated = dataclasses.replace(make_run(commit).environment, torch="2.14.0")
     record_and_publish(here, dataclasses.replace(make_run(commit, fused=(20.0, 21.0, 22.0)), environment=updated))
     assert stored_medians(here, commit, "track_fused_us") == [21.0]
-    (series,) = {one for one in read(history.RESULTS, [commit]) if one.benchmark.endswith("Quick.track_fused_us")
+    points = read(history.RESULTS, survey(history.RESULTS, [commit]), [commit])
+    (series,) = {one for one in points if one.benchmark.endswith("Quick.track_fused_us")
                  and one.parameters == (WORKLOAD, "call_us")}  # fmt: skip
-    (point,) = read(history.RESULTS, [commit])[series]
+    (point,) = points[series]
     assert point.environment["torch"] == "2.14.0", "what it was measured with the second time"
     assert (series.machine, series.unit, series.less_is_better) == ("some-cpu-2-0ghz-2-cores", "µs", True)
 

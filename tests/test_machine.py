@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.history import machine as history_machine
 from benchmarks.measure import machine
+from tests.records import make_run, steady
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,3 +60,16 @@ def test_commit_of_a_checkout_and_of_none(tmp_path, monkeypatch):
     assert machine.commit_of(tmp_path) == (None, True)
     monkeypatch.setenv("DLLM_KERNELS_COMMIT", "abc")
     assert machine.commit_of(tmp_path) == ("abc", False)
+
+
+def test_the_image_is_part_of_what_was_measured_with(monkeypatch):
+    """Kept in the record, since a record enters history on another host."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert "DLLM_KERNELS_IMAGE=${BASE_IMAGE}" in dockerfile
+    monkeypatch.setenv("DLLM_KERNELS_IMAGE", "pytorch:1@sha256:0123")
+    environment = machine.describe_environment()
+    assert environment.image == "pytorch:1@sha256:0123"
+    run = make_run(steady(), environment)
+    monkeypatch.delenv("DLLM_KERNELS_IMAGE")
+    assert history_machine.measured_with(run)["image"] == "pytorch:1@sha256:0123"
+    assert machine.describe_environment().image is None

@@ -19,13 +19,13 @@ from benchmarks import __main__ as cli
 from benchmarks import gate, results, session, site, stats
 from benchmarks.history.changes import changes
 from benchmarks.history.points import Point, Series
+from benchmarks.history.survey import survey
 from benchmarks.policy import Policy
 from benchmarks.results import Noise, NoiseRecord
 from benchmarks.site import bends, command, commits, drawing, overview, units
 from benchmarks.site.commits import Commit
 from benchmarks.site.curves import Curve, State
 from benchmarks.site.overview import Verdict
-from benchmarks.site.survey import survey
 from tests.records import make_run, steady
 from tests.synthetic_history import MACHINES, Benchmark, History, Step, Updated, make
 
@@ -340,8 +340,9 @@ def machine_file(folder: Path, content: object) -> None:
 
 def result(**changes: object) -> dict:
     content = {
-        "commit_hash": "a" * 40, "env_name": "e", "date": 1, "python": "3", "params": {"machine": "m"}, "version": 2,
-        "result_columns": ["result", "params"], "results": {"b": [[1.0, 2.0], [["1", "2"]]]},
+        "commit_hash": "a" * 40, "env_name": "e", "date": 1, "python": "3", "requirements": {}, "version": 2,
+        "params": {"machine": "m"}, "result_columns": ["result", "params"],
+        "results": {"b": [[1.0, 2.0], [["1", "2"]]]},
     }  # fmt: skip
     return {**content, **changes}
 
@@ -357,6 +358,13 @@ def result(**changes: object) -> dict:
         (json.dumps(result(results={"b": [[1.0], [["1", "2"]]]})), "expected 2 values of result"),
         (json.dumps(result(results={"b": 7})), "columns"),
         (json.dumps(result(results={"b": [[1.0]]})), "expected lists of parameters"),
+        (json.dumps(result(results={"b": [[1.0], None]})), "expected lists of parameters"),
+        (json.dumps(result(results={"b": [[1.0, 2.0], [[1, None]]]})), "in words"),
+        (json.dumps(result(results={"b": None})), "columns"),
+        (json.dumps(result(results={"b": [["n/a", 2.0], [["1", "2"]]]})), "expected numbers as result"),
+        (json.dumps(result(results={"b": [[10**400, 2.0], [["1", "2"]]]})), "expected numbers as result"),
+        (json.dumps(result(requirements=None)), "requirements"),
+        (json.dumps(result(result_columns=["result", "params", "colour"])), "colour"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_reason_and_the_rest_is_sound(
@@ -372,6 +380,16 @@ def test_a_damaged_file_is_named_with_its_reason_and_the_rest_is_sound(
     assert reason in why
 
 
+def test_a_file_beside_a_result_that_is_damaged_is_named_too(tmp_path: Path) -> None:
+    machine_file(tmp_path, {"machine": "m"})
+    (tmp_path / "m" / "good.json").write_text(json.dumps(result()))
+    (tmp_path / "m" / "good.environment").write_text("{")
+    found = survey(tmp_path, ["a" * 40])
+    assert not found.sound
+    assert [path.name for path, _ in found.damaged] == ["good.json"]
+    assert "good.environment" in found.damaged[0][1]
+
+
 @pytest.mark.parametrize("content", [{"machine": "another"}, []])
 def test_a_damaged_machine_is_named(tmp_path: Path, content: object) -> None:
     machine_file(tmp_path, content)
@@ -381,7 +399,7 @@ def test_a_damaged_machine_is_named(tmp_path: Path, content: object) -> None:
     assert [path.name for path, _ in found.damaged] == ["machine.json"]
 
 
-@pytest.mark.parametrize("content", ["{", None])
+@pytest.mark.parametrize("content", ["{", None, '{"version": 1}'])
 def test_a_damaged_or_missing_list_of_benchmarks_is_an_error_that_names_it(tmp_path: Path, content: str | None) -> None:
     machine_file(tmp_path, {"machine": "m"})
     (tmp_path / "benchmarks.json").unlink()
@@ -415,7 +433,7 @@ def curve_of(values: list[float | None], series: Series = SERIES, environments: 
     for place, value in enumerate(values):
         driver = (environments or {}).get(place, driver)
         points.append(Point(f"{place:040x}", value, None, None, {"driver": driver}))
-    return Curve("s0", series, "", points, changes(series, points, [one.commit for one in points]), True)
+    return Curve("s0", series, points, changes(series, points, [one.commit for one in points]), True)
 
 
 def noisy(count: int, level: float = 10.0) -> list[float | None]:
@@ -441,6 +459,10 @@ def test_the_end_of_a_series(values: list[float | None], state: State) -> None:
     assert curve_of(values).state(comparisons=10) is state
 
 
+def test_a_tick_of_a_coarse_clock_is_nothing_odd() -> None:
+    assert curve_of([3.1 if n % 5 == 4 else 3.0 for n in range(40)]).state(comparisons=1) is State.STEADY
+
+
 def test_where_more_is_better_less_is_worse() -> None:
     series = dataclasses.replace(SERIES, less_is_better=False)
     assert curve_of([*noisy(30), *noisy(6, 9.2)], series).state(1) is State.WORSE
@@ -450,6 +472,12 @@ def test_where_more_is_better_less_is_worse() -> None:
 def test_a_step_of_the_environment_is_not_worse_and_the_point_after_is_not_odd() -> None:
     assert curve_of([*noisy(30), *noisy(6, 10.8)], environments={30: "2"}).state(10) is State.MOVED
     assert curve_of([*noisy(30), 10.8], environments={30: "2"}).state(10) is State.STEADY
+
+
+def test_runners_of_two_drivers_that_take_turns_hide_no_odd_point() -> None:
+    turns = {n: str(n % 2) for n in range(31)}
+    assert curve_of([*noisy(30), 10.8], environments=turns).state(10) is State.ODD
+    assert curve_of(noisy(31), environments=turns).state(10) is State.STEADY
 
 
 def test_what_a_history_would_show_follows_from_its_scatter() -> None:
@@ -509,12 +537,20 @@ def test_series_that_bend_together_are_one_bend_at_the_commit_of_most() -> None:
     assert [(int(one.commit.hash, 16), len(one.changes)) for one in found] == [(30, 1), (20, 4)]
 
 
+def test_a_version_is_told_once_where_runners_of_two_take_turns() -> None:
+    commits_ = [Commit(f"{place:040x}", "2026-01-01", "s") for place in range(40)]
+    turns = curve_of(noisy(40), environments={n: str(n % 2 if n < 20 else 2 if n < 35 else 1) for n in range(40)})
+    found = bends.environment_changes([turns], commits_)
+    told = [(int(one.commit.hash, 16), one.differences["driver"]) for one in found]
+    assert told == [(35, ("2", "1")), (20, ("1", "2")), (1, ("0", "1"))]
+
+
 def test_a_bend_between_commits_names_both() -> None:
     measured = zip((0, 1, 2, 3, 8, 9, 10), [*noisy(4), *noisy(3, 12.0)], strict=True)
     points = [Point(f"{place:040x}", value, None, None, {}) for place, value in measured]
     order = [f"{place:040x}" for place in range(11)]
     found = changes(SERIES, points, order)
-    (bend,) = bends.bends([Curve("s", SERIES, "", points, found, True)], [Commit(one, "", "") for one in order])
+    (bend,) = bends.bends([Curve("s", SERIES, points, found, True)], [Commit(one, "", "") for one in order])
     assert (int(bend.last_before.hash, 16), int(bend.commit.hash, 16), bend.between) == (3, 8, 4)
 
 

@@ -38,6 +38,7 @@ OURS = (
     Benchmark("bench.Quick.track_fused_us", "µs", 7.6, {"workload": ("1x32x128000-fp16-100", "<b>bold</b>")}, True),
 )
 SERIES = "track_speedup(1x32x128000-fp16-100)"
+TURNED = "\u202eturned"  # by Unicode's right-to-left override
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
@@ -56,7 +57,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         steps=[Step(PLANTED, 1.06, "", "h100"), Step(DRIVER, 1.05, "", "h100")],
         updates=[Updated(DRIVER, "driver", "590.11", "h100")],
         failed=[10],
-        subjects={PLANTED: "Planted <b>slowdown</b> " + "of_a_long_subject_" * 12},
+        subjects={PLANTED: "Planted <b>slowdown</b> " + "of_a_long_subject_" * 12, 49: f"{TURNED} around"},
     )
     subprocess.run(
         ["git", "remote", "add", "origin", "git@github.com:someone/project.git"], cwd=history.repository, check=True
@@ -277,6 +278,29 @@ def test_by_keyboard(built, visit) -> None:
     assert commits[PLANTED][:10] in told
     assert "worse from here on, -5." in told
     assert "Planted <b>slowdown</b>" in told
+
+
+def test_what_turns_text_around_turns_nothing_of_the_page(built, visit) -> None:
+    """The date, after the subject of the latest commit, stands right of it, and so do its digits."""
+    seen = visit(built[0].as_uri()).page
+    left = """([selector, text]) => {
+      const root = document.querySelector(selector), walk = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+      for (let node; (node = walk.nextNode());) {
+        const at = node.data.indexOf(text);
+        if (at < 0) continue;
+        const range = document.createRange();
+        return [at, at + text.length - 1].map((n) => {
+          range.setStart(node, n);
+          range.setEnd(node, n + 1);
+          return range.getBoundingClientRect().left;
+        });
+      }
+    }"""
+    for selector in (".latest", "#readout"):
+        year = seen.evaluate(left, [selector, "2023"])
+        assert year[0] < year[1]
+    subject, day = (seen.evaluate(left, [".latest", text]) for text in ("around", "2023"))
+    assert max(subject) < min(day)
 
 
 def test_landmarks_and_names(built, visit) -> None:

@@ -20,6 +20,7 @@ import pytest
 from benchmarks.history import store
 from benchmarks.history.points import commits_of, read
 from benchmarks.history.store import BRANCH, Store, merged
+from benchmarks.history.survey import survey
 from tests import synthetic_history
 
 MACHINE = synthetic_history.MACHINES[0]
@@ -114,9 +115,7 @@ def test_eight_runners_at_once_lose_nothing(runner: Any) -> None:
     runners = [runner(f"runner-{place}", (place,)) for place in range(6)]
     for name in ("first", "second"):
         one = runner(name, (0,))
-        content = json.loads(one.path(0).read_text())
-        wanted = "fused" if name == "first" else "reference"
-        one.change(0, results={key: row for key, row in content["results"].items() if wanted in key})
+        only(one, 0, "fused" if name == "first" else "reference")
         runners.append(one)
     with ThreadPoolExecutor(len(runners)) as pool:
         list(pool.map(lambda one: one.store.push(), runners))
@@ -139,6 +138,51 @@ def test_nobodys_older_copy_replaces_what_was_measured_again(runner: Any) -> Non
     other.measure(4)
     other.store.push()
     assert json.loads(other.on_the_branch()[f"{MACHINE}/{one.path(1).name}"]) == again
+
+
+def only(runner: Runner, place: int, wanted: str) -> None:
+    """As if measured by `--bench wanted`."""
+    content = json.loads(runner.path(place).read_text())
+    runner.change(place, results={key: row for key, row in content["results"].items() if wanted in key})
+
+
+def test_what_both_measured_is_kept_where_one_fetches_before_it_pushes(runner: Any) -> None:
+    one, other = runner("one", (0,)), runner("other", (0,))
+    only(one, 0, "fused")
+    only(other, 0, "reference")
+    one.store.push()
+    other.store.fetch()
+    other.store.push()
+    kept = json.loads(one.on_the_branch()[f"{MACHINE}/{one.path(0).name}"])
+    assert {name.rpartition(".")[2] for name in kept["results"]} == {"track_fused_us", "track_reference_us"}
+
+
+def test_a_worktrees_older_copy_replaces_nothing(runner: Any) -> None:
+    """Worktrees of a clone share its refs, and each has results of its own."""
+    one = runner("one", range(2))
+    one.store.push()
+    git(one.folder, "worktree", "add", "--quiet", "--detach", str(one.folder.parent / "beside"))
+    beside = Store(one.folder.parent / "beside", one.folder.parent / "beside" / ".asv" / "results", "origin")
+    assert beside.fetch() == 4
+    again = one.change(1, python="measured again")
+    one.store.push()
+    assert beside.push() is None
+    assert json.loads(one.on_the_branch()[f"{MACHINE}/{one.path(1).name}"]) == again
+
+
+def test_what_one_remote_has_is_pushed_to_another(runner: Any, tmp_path: Path) -> None:
+    one = runner("one", range(2))
+    one.store.push()
+    git(tmp_path, "init", "--quiet", "--bare", "backup.git")
+    assert Store(one.folder, one.results, str(tmp_path / "backup.git")).push() is not None
+    assert Store(one.folder, one.results, "origin", "another-branch").push() is not None
+
+
+def test_a_file_that_is_not_even_text_is_named(runner: Any) -> None:
+    one = runner("one", (0,))
+    one.path(0).write_bytes(b"\xff\xfe{")
+    with pytest.raises(ValueError, match=rf"{one.path(0).name}: damaged"):
+        one.store.push()
 
 
 def test_of_two_results_of_a_benchmark_the_later_stays_whoever_pushes_last(runner: Any) -> None:
@@ -196,7 +240,7 @@ def test_damage_on_the_branch_stops_nobody(runner: Any, remote: Path) -> None:
     git(one.folder / "by-hand", "push", "--quiet", "origin", f"HEAD:{BRANCH}")
     other.store.fetch()
     assert other.store.push() is not None
-    points = read(other.results, other.commits)
+    points = read(other.results, survey(other.results, other.commits), other.commits)
     measured = {point.commit for values in points.values() for point in values}
     assert measured == {other.commits[1], other.commits[4]}, "the rest is read"
     one.measure(0)
@@ -214,7 +258,7 @@ def test_a_rewritten_main_takes_no_history_with_it(runner: Any, remote: Path) ->
     other = runner("other")
     other.store.fetch()
     assert len(list(other.results.glob(f"{MACHINE}/*-shared-py3.json"))) == 6
-    points = read(other.results, commits_of(other.folder))
+    points = read(other.results, survey(other.results, commits_of(other.folder)), commits_of(other.folder))
     assert {point.commit for values in points.values() for point in values} == set(one.commits[:3])
 
 
@@ -261,7 +305,7 @@ def test_thinning_drops_old_samples_and_keeps_what_follows_from_them(tmp_path: P
         for row in content["results"].values():
             row.append([[1.0, 2.0, 3.0]] * 8)
         path.write_text(json.dumps(content))
-    before = read(history.results, history.commits)
+    before = read(history.results, survey(history.results, history.commits), history.commits)
     today = datetime.datetime.fromtimestamp(synthetic_history.BEGIN_S, datetime.timezone.utc).date()
     today += datetime.timedelta(days=182)
     assert store.thin(history.results, 180, today) == 5, "the first evening's, and four of the next day"
@@ -272,7 +316,7 @@ def test_thinning_drops_old_samples_and_keeps_what_follows_from_them(tmp_path: P
         and "[1.0, 2.0, 3.0]" in text.replace("[1.0,2.0,3.0]", "[1.0, 2.0, 3.0]")
     ]  # fmt: skip
     assert with_samples == history.commits[5:]
-    after = read(history.results, history.commits)
+    after = read(history.results, survey(history.results, history.commits), history.commits)
     assert set(after) == set(before)
     for series, points in before.items():
         for old, new in zip(points, after[series], strict=True):

@@ -17,7 +17,8 @@ from typing import Any
 from benchmarks import gate, measure, policy, session, workloads
 from benchmarks.history.changes import Change, changes, narrowed
 from benchmarks.history.machine import machine_name, this_machine
-from benchmarks.history.points import Point, Series, commits_of, read
+from benchmarks.history.points import Point, Series, asv_config, commits_of, left_out, read
+from benchmarks.history.survey import survey
 from benchmarks.measure import sides
 
 EXAMPLES = """examples:
@@ -58,8 +59,11 @@ def _history(options: argparse.Namespace) -> int:
     if not options.results.is_dir():
         raise ValueError(f"--results: expected a folder of asv's results; there is no {options.results}")
     commits = commits_of(options.repository, options.branch)
-    points = read(options.results, commits)
-    found = bent(points, commits, left_out(options.repository))
+    surveyed = survey(options.results, commits)
+    points = read(options.results, surveyed, commits)
+    for path, reason in surveyed.damaged:
+        print(f"{path}: left out, {reason}", file=sys.stderr)
+    found = bent(points, commits, left_out(asv_config(options.repository, options.results)))
     if options.since is not None:
         (since, *_) = reversed(commits_of(options.repository, options.since))
         if since not in commits:
@@ -83,7 +87,7 @@ def bent(points: dict[Series, list[Point]], commits: Sequence[str], without: Seq
     found = [
         change
         for series, values in points.items()
-        if not any(re.search(pattern, series.benchmark) for pattern in without)
+        if not any(re.match(pattern, series.benchmark) for pattern in without)
         for change in changes(series, values, commits)
     ]
     return sorted(
@@ -91,25 +95,14 @@ def bent(points: dict[Series, list[Point]], commits: Sequence[str], without: Seq
     )
 
 
-def left_out(repository: Path) -> list[str]:
-    """Patterns of benchmarks that a project's asv.conf.json leaves out of its search for regressions."""
-    from asv import util
-
-    path = repository / "asv.conf.json"
-    if not path.exists():
-        return []
-    conf = util.load_json(str(path), js_comments=True)
-    return [pattern for pattern, first in conf.get("regressions_first_commits", {}).items() if first is None]
-
-
 def subjects(repository: Path, commits: Iterable[str]) -> dict[str, str]:
     """First lines of commit messages."""
     wanted = list(dict.fromkeys(commits))
     if not wanted:
         return {}
-    command = ["git", "log", "--no-walk=unsorted", "--format=%s", *wanted]
-    lines = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout.splitlines()
-    return dict(zip(wanted, lines, strict=True))
+    command = ["git", "-c", "log.showSignature=false", "log", "-z", "--no-walk=unsorted", "--format=%s", *wanted, "--"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, check=True)
+    return dict(zip(wanted, done.stdout.decode(errors="replace").removesuffix("\0").split("\0"), strict=True))
 
 
 def summary(points: dict[Series, list[Point]], commits: Sequence[str], branch: str) -> str:
@@ -129,9 +122,14 @@ def told(found: Sequence[Change], messages: dict[str, str]) -> str:
         found, key=lambda one: (one.first, one.series.machine, one.series.environment)
     ):
         every = list(group)
-        lines.append(f"\n{first[:10]}  {messages.get(first, '')}\n  on {machine} {environment}".rstrip())
-        lines += [f"    {size(one)}  {one.series.name}{_remark(one)}" for one in every]
+        lines.append(f"\n{first[:10]}  {_plain(messages.get(first, ''))}\n  on {machine} {environment}".rstrip())
+        lines += [f"    {size(one)}  {_plain(one.series.name)}{_remark(one)}" for one in every]
     return "\n".join(lines).lstrip("\n")
+
+
+def _plain(text: str) -> str:
+    """Nothing that moves a terminal's cursor or turns what follows around."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def size(change: Change) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import platform
 import re
 import subprocess
@@ -21,8 +20,7 @@ from benchmarks import results, whole
 from benchmarks.results import Environment, Run
 
 ENDING = ".environment"  # of the file beside a result
-IMAGE = "DLLM_KERNELS_IMAGE"  # environment variable that names the container's image
-VERSIONS = ("python", "torch", "triton", "cuda", "driver")
+VERSIONS = ("python", "torch", "triton", "cuda", "driver", "image")
 
 
 def machine_name(environment: Environment) -> str:
@@ -49,7 +47,7 @@ def note(path: Path, **measured_with: str | None) -> None:
     """Say what asv's result at `path` was measured with, beside what was said before."""
     beside = path.with_suffix(ENDING)
     known = json.loads(beside.read_text()) if beside.exists() else {}
-    found = {name: value for name, value in {**measured_with, "image": os.environ.get(IMAGE)}.items() if value}
+    found = {name: value for name, value in measured_with.items() if value}
     with whole.file(beside) as part:
         part.write_text(json.dumps({**known, **found}, sort_keys=True))
 

@@ -6,12 +6,15 @@ import itertools
 import json
 import math
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.history.machine import noted
+from benchmarks.history.survey import Survey
+
+CONFIG = "asv.conf.json"
 
 
 @dataclass(frozen=True)
@@ -42,50 +45,38 @@ class Point:
     environment: dict[str, str]  # what it was measured with, where that is known: versions, and how a clock was read
 
 
-def read(results: Path, commits: Sequence[str]) -> dict[Series, list[Point]]:
-    """Every series of a folder of asv's results, its points in the order of `commits`; other commits are left out.
-
-    Raises:
-        ValueError: the list of benchmarks, or what something was measured with, is damaged.
-    """
-    from asv.results import iter_results
+def read(results: Path, found: Survey, commits: Sequence[str]) -> dict[Series, list[Point]]:
+    """Every series of what is sound in a folder of asv's results, its points in the order of `commits`."""
+    from asv.results import Results
 
     meta = _benchmarks(results)
     order = {commit: number for number, commit in enumerate(commits)}
-    found: dict[Series, dict[str, Point]] = {}
-    every = list(iter_results(str(results)))
-    several = len({result.env_name for result in every}) > 1
-    for result in every:
-        if result.commit_hash not in order:
-            continue
-        environment = noted(results / result.params["machine"] / f"{result.commit_hash[:8]}-{result.env_name}.json")
-        for name in result.get_all_result_keys():
-            about = meta.get(name, {})
-            parameters = result.get_result_params(name)
-            values = result.get_result_value(name, parameters)
-            every_stats = result.get_result_stats(name, parameters)
-            for chosen, value, stats in zip(itertools.product(*parameters), values, every_stats, strict=True):
-                series = Series(
-                    result.params["machine"],
-                    name,
-                    tuple(text.strip("'") for text in chosen),
-                    str(about.get("unit", "")),
-                    bool(about.get("less_is_better", True)),
-                    result.env_name if several else "",
-                )
+    series: dict[Series, dict[str, Point]] = {}
+    for name, paths in sorted(found.sound.items()):
+        for path in paths:
+            result, environment = Results.load(str(path)), noted(path)
+            for one, value, stats in _values(result, meta, name if len(found.sound) > 1 else ""):
                 point = Point(result.commit_hash, _number(value), *_interval(stats), environment)
-                found.setdefault(series, {})[result.commit_hash] = point
-    return {series: sorted(points.values(), key=lambda point: order[point.commit]) for series, points in found.items()}
+                series.setdefault(one, {})[result.commit_hash] = point
+    return {one: sorted(points.values(), key=lambda point: order[point.commit]) for one, points in series.items()}
+
+
+def _values(result: Any, meta: dict[str, Any], environment: str) -> Iterator[tuple[Series, Any, Any]]:
+    """Each series of one of asv's results, with its value and statistics."""
+    for name in result.get_all_result_keys():
+        about = meta.get(name, {})
+        unit, less_is_better = str(about.get("unit") or ""), bool(about.get("less_is_better", True))
+        parameters = result.get_result_params(name)
+        every = itertools.product(*parameters)
+        values, stats = result.get_result_value(name, parameters), result.get_result_stats(name, parameters)
+        for chosen, value, known in zip(every, values, stats, strict=True):
+            texts = tuple(text.strip("'") for text in chosen)
+            yield Series(result.params["machine"], name, texts, unit, less_is_better, environment), value, known
 
 
 def _benchmarks(results: Path) -> dict[str, Any]:
     path = results / "benchmarks.json"
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: damaged, {error}") from error
+    found = json.loads(path.read_text()) if path.exists() else {}
     return {name: about for name, about in found.items() if isinstance(about, dict)}
 
 
@@ -97,6 +88,30 @@ def _interval(stats: dict[str, Any] | None) -> tuple[float | None, float | None]
     """asv writes infinite bounds where there were too few samples."""
     known = stats or {}
     return _number(known.get("ci_99_a")), _number(known.get("ci_99_b"))
+
+
+def asv_config(repository: Path, results: Path) -> dict[str, Any]:
+    """Of the project, which may keep it beside its results; empty where there is none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from asv import util
+
+    places = (repository, results.parent, results.parent.parent)
+    path = next((place / CONFIG for place in places if (place / CONFIG).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        found = util.load_json(str(path), js_comments=True)
+    except util.UserError as error:
+        raise ValueError(f"{path}: damaged, {error}") from error
+    return dict(found)
+
+
+def left_out(config: dict[str, Any]) -> list[str]:
+    """Patterns of benchmarks that asv's configuration leaves out of the search for regressions."""
+    return [pattern for pattern, first in config.get("regressions_first_commits", {}).items() if first is None]
 
 
 def commits_of(repository: Path, revision: str = "HEAD") -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -24,7 +25,8 @@ from typing import Any
 from benchmarks import whole
 
 BRANCH = "benchmark-results"
-SYNCED = "refs/dllm-kernels/synced-results"  # the commit that the results here were last fetched from or pushed as
+# The commits that the results here were last fetched from or pushed as; git keeps such refs for each worktree alone.
+SYNCED = "refs/worktree/synced-results"
 TRIES = 10  # against other runners
 NOBODY = {
     f"GIT_{role}_{what}": text
@@ -41,6 +43,8 @@ class Store:
         self.results = results.resolve()
         self.remote = remote
         self.branch = branch
+        of = hashlib.sha256(f"{remote} {branch}".encode()).hexdigest()[:8]
+        self.synced = f"{SYNCED}/{of}"
 
     def push(self) -> str | None:
         """Append what was measured here since; the branch's new commit, or None where there was nothing new.
@@ -52,6 +56,10 @@ class Store:
         changed = self._changed_here()
         if not changed:
             return None
+        for name in changed:
+            path = self.results / name
+            if _whole(path.read_bytes()) is None:
+                raise ValueError(f"{path}: damaged; delete it, or measure that commit again")
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         message = f"Results: {', '.join(changed[:5])}{more}"
         for attempt in range(TRIES):
@@ -59,12 +67,12 @@ class Store:
             self._merge(changed, tip)
             tree = self._tree_with(changed, tip)
             if tip and tree == self._git("rev-parse", f"{tip}^{{tree}}"):
-                self._git("update-ref", SYNCED, tip)
+                self._git("update-ref", self.synced, tip)
                 return None
             commit = self._commit(tree, tip, message)
             pushed = self._run("push", "--quiet", self.remote, f"{commit}:refs/heads/{self.branch}")
             if pushed.returncode == 0:
-                self._git("update-ref", SYNCED, commit)
+                self._git("update-ref", self.synced, commit)
                 return commit
             if self._tip() == tip and "lock" not in pushed.stderr:
                 raise RuntimeError(f"{self.remote} took no results: {pushed.stderr.strip()}")
@@ -72,7 +80,8 @@ class Store:
         raise RuntimeError(f"{self.remote} took no results: other runners were faster {TRIES} times; push again")
 
     def fetch(self) -> int:
-        """Bring here what others appended; how many files. What was measured here since the last time stays.
+        """Bring here what others appended; how many files. What was measured here since the last time stays, and where
+        others measured the same commit, what they found is added to it.
 
         Raises:
             RuntimeError: git failed.
@@ -80,23 +89,19 @@ class Store:
         tip = self._tip()
         if tip is None:
             return 0
+        self._merge(self._changed_here(), tip)
         synced, here = self._blobs(self._synced()), self._blobs_here()
         fetched = 0
         for name, blob in self._blobs(tip).items():
             if here.get(name) in (None, synced.get(name)) and here.get(name) != blob:
                 _write(self.results / name, self._content(blob))
                 fetched += 1
-        self._git("update-ref", SYNCED, tip)
+        self._git("update-ref", self.synced, tip)
         return fetched
 
     def _changed_here(self) -> list[str]:
         synced = self._blobs(self._synced())
-        changed = [name for name, blob in self._blobs_here().items() if synced.get(name) != blob]
-        for name in changed:
-            path = self.results / name
-            if _whole(path.read_text()) is None:
-                raise ValueError(f"{path}: damaged; delete it, or measure that commit again")
-        return changed
+        return [name for name, blob in self._blobs_here().items() if synced.get(name) != blob]
 
     def _merge(self, changed: Sequence[str], tip: str | None) -> None:
         """Into the files of here what others pushed of the same commits meanwhile."""
@@ -105,8 +110,7 @@ class Store:
             blob = theirs.get(name)
             if blob is None or blob == synced.get(name) or not _is_of_a_commit(name):
                 continue
-            ours = _whole((self.results / name).read_text())
-            other = _whole(self._content(blob).decode(errors="replace"))
+            ours, other = _whole((self.results / name).read_bytes()), _whole(self._content(blob))
             if ours is not None and other is not None:
                 _write(self.results / name, json.dumps(merged(ours, other)).encode())
 
@@ -160,7 +164,7 @@ class Store:
         return listed.split()[0]
 
     def _synced(self) -> str | None:
-        found = self._run("rev-parse", "--verify", "--quiet", SYNCED)
+        found = self._run("rev-parse", "--verify", "--quiet", self.synced)
         return found.stdout.strip() if found.returncode == 0 else None
 
     def _run(
@@ -183,11 +187,11 @@ def _write(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
-def _whole(text: str) -> dict[str, Any] | None:
+def _whole(text: bytes) -> dict[str, Any] | None:
     """What a file holds; nothing where it is damaged: a run that was killed while asv wrote leaves half of one."""
     try:
         content = json.loads(text)
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or not even text
         return None
     return content if isinstance(content, dict) else None
 

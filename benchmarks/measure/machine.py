@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.results import Environment, GpuState
 
+IMAGE = "DLLM_KERNELS_IMAGE"  # environment variable that the Dockerfile sets
 # NVML's reasons for lower clocks that slow a kernel down, nvml.h; the others are idleness and settings.
 THROTTLE_REASONS = {
     0x04: "power cap",
@@ -45,6 +46,7 @@ def describe_environment() -> Environment:
         driver=gpu.driver if gpu else None,
         commit=commit,
         dirty=dirty,
+        image=os.environ.get(IMAGE) or None,
     )
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gate, results, session
-from benchmarks.history.command import bent, left_out
-from benchmarks.history.points import commits_of, read
+from benchmarks.history.command import bent
+from benchmarks.history.points import asv_config, commits_of, left_out, read
+from benchmarks.history.survey import survey
 from benchmarks.results import Run
 from benchmarks.service import artefacts, gpus, issues, overrides, text, verdict
 from benchmarks.service.github import GitHub
@@ -243,8 +244,8 @@ def _same(options: argparse.Namespace) -> int:
 def _issues(options: argparse.Namespace) -> int:
     """Reads the results of the branch that is checked out; earlier issues are told by label and author."""
     commits = commits_of(ROOT)
-    points = read(options.results, commits)
-    found = bent(points, commits, left_out(ROOT))
+    points = read(options.results, survey(options.results, commits), commits)
+    found = bent(points, commits, left_out(asv_config(ROOT, options.results)))
     github = GitHub.of_environment()
     before = github.get("issues", labels=issues.LABEL, creator=BOT, state="all", per_page=MOST_ISSUES)
     for issue in issues.to_open(found, commits, [one["body"] or "" for one in before]):

@@ -15,14 +15,13 @@ from typing import Any
 from benchmarks import whole
 from benchmarks.history import changes, points
 from benchmarks.history.machine import ENDING
+from benchmarks.history.survey import Survey, survey
 from benchmarks.site import commits, explorer
 from benchmarks.site.curves import Curve
 from benchmarks.site.overview import Verdict
 from benchmarks.site.page import Page
-from benchmarks.site.survey import Survey, survey
 
 NOISE = Path(__file__).parent.parent / "baselines" / "noise"
-CONFIG = "asv.conf.json"
 PARTS = {"index.html", "verdict.html", "assets", "data", "asv"}  # of a site
 STEPS = 5  # that `build` tells of
 
@@ -58,19 +57,18 @@ def build(
     order = points.commits_of(repository, branch)
     known = commits.described(repository, branch)
     history = [known[one] for one in order]
-    config = _asv_config(repository, source)
+    config = points.asv_config(repository, source)
     step("reading results")
     found = survey(source, order) if source.is_dir() else Survey()
+    series = points.read(source, found, order)
+    step("looking for changes")
+    curves = _curves(series, order, config)
     with tempfile.TemporaryDirectory() as folder:
-        series = _series(source, found, order, Path(folder))
-        step("looking for changes")
-        curves = _curves(series, order, config)
         step("asv's pages")
         part = Path(folder, "site")
         link = commits.link_prefix(repository, config)
-        has_explorer = bool(found.sound) and (source / "benchmarks.json").exists()
         part.mkdir()
-        if has_explorer:
+        if found.sound:
             everything = _staged(
                 source, [path for paths in found.sound.values() for path in paths], Path(folder, "all")
             )
@@ -86,7 +84,7 @@ def build(
             link=link,
             noise=noise,
             verdict=verdict,
-            explorer=has_explorer,
+            explorer=bool(found.sound),
             remark=remark,
         )
         page.write(part, source)
@@ -101,25 +99,6 @@ def _refuse_what_is_no_site(output: Path) -> None:
         raise ValueError(
             f"--output: expected a new folder or an earlier site, which is replaced; {output} holds {others[0]}"
         )
-
-
-def _asv_config(repository: Path, source: Path) -> dict[str, Any]:
-    """Of the project, which may keep it beside its results; empty where there is none.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    from asv import util
-
-    places = (repository, source.parent, source.parent.parent)
-    path = next((place / CONFIG for place in places if (place / CONFIG).is_file()), None)
-    if path is None:
-        return {}
-    try:
-        found = util.load_json(str(path), js_comments=True)
-    except util.UserError as error:
-        raise ValueError(f"{path}: damaged, {error}") from error
-    return dict(found)
 
 
 def _staged(source: Path, paths: Iterable[Path], folder: Path) -> Path:
@@ -137,27 +116,15 @@ def _staged(source: Path, paths: Iterable[Path], folder: Path) -> Path:
     return folder
 
 
-def _series(
-    source: Path, found: Survey, order: Sequence[str], folder: Path
-) -> dict[tuple[str, points.Series], list[points.Point]]:
-    """By asv's environment, where there are several, and series."""
-    series: dict[tuple[str, points.Series], list[points.Point]] = {}
-    for number, (environment, paths) in enumerate(sorted(found.sound.items())):
-        staged = _staged(source, paths, folder / str(number))
-        name = environment if len(found.sound) > 1 else ""
-        series |= {(name, one): measured for one, measured in points.read(staged, order).items()}
-    return series
-
-
 def _curves(
-    series: dict[tuple[str, points.Series], list[points.Point]], order: Sequence[str], config: dict[str, Any]
+    series: dict[points.Series, list[points.Point]], order: Sequence[str], config: dict[str, Any]
 ) -> list[Curve]:
-    ignored = [name for name, first in config.get("regressions_first_commits", {}).items() if first is None]
+    ignored = points.left_out(config)
     curves = []
-    names = sorted({one.benchmark for _, one in series})
-    ordered = sorted(series.items(), key=lambda item: (names.index(item[0][1].benchmark), item[0][1].machine))
-    for number, ((environment, one), known) in enumerate(ordered):
+    names = sorted({one.benchmark for one in series})
+    ordered = sorted(series.items(), key=lambda item: (names.index(item[0].benchmark), item[0].machine))
+    for number, (one, known) in enumerate(ordered):
         judged = not any(re.match(pattern, one.benchmark) for pattern in ignored)
         found = changes.changes(one, known, order)
-        curves.append(Curve(f"s{number}", one, environment, known, found, judged))
+        curves.append(Curve(f"s{number}", one, known, found, judged))
     return curves

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from benchmarks.site.commits import Commit
 from benchmarks.site.curves import Curve
 
 NEIGHBOURS = 2  # measured commits within which series may place the same step: noise moves it by one or two
+TURNS = 10  # points among which a version that came back was never gone
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def _bend(commit: str, group: Sequence[tuple[Curve, Change]], by_hash: dict[str,
 
 
 def environment_changes(curves: Sequence[Curve], commits: Sequence[Commit]) -> list[EnvironmentChange]:
-    """Where a machine's points began to be measured with something else, newest first."""
+    """Where a machine's points began to be measured with something else, newest first; not each time that runners of
+    two versions take turns."""
     places = {one.hash: number for number, one in enumerate(commits)}
     known: dict[str, dict[str, dict[str, str]]] = {}
     for curve in curves:
@@ -88,10 +91,15 @@ def environment_changes(curves: Sequence[Curve], commits: Sequence[Commit]) -> l
     found = []
     for machine, environments in known.items():
         before: dict[str, str] = {}
+        lately: deque[dict[str, str]] = deque(maxlen=TURNS)
         last = None
         for commit in sorted(environments, key=places.__getitem__):
             now = environments[commit]
-            differences = {name: (before[name], now[name]) for name in now if before.get(name, now[name]) != now[name]}
+            differences = {
+                name: (before[name], version)
+                for name, version in now.items()
+                if name in before and version not in {one.get(name) for one in lately}
+            }
             if differences and last is not None:
                 steps = sum(
                     any(
@@ -105,4 +113,5 @@ def environment_changes(curves: Sequence[Curve], commits: Sequence[Commit]) -> l
                     EnvironmentChange(machine, commits[places[commit]], commits[places[last]], differences, steps)
                 )
             before, last = {**before, **now}, commit
+            lately.append(before)
     return sorted(found, key=lambda one: places[one.commit.hash], reverse=True)

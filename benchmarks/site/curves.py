@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from benchmarks import stats
-from benchmarks.history.changes import LEAST, Change
+from benchmarks.history.changes import LEAST, Change, scatter
 from benchmarks.history.points import Point, Series
 from benchmarks.policy import Policy
 from benchmarks.results import Noise
@@ -30,14 +29,13 @@ class State(enum.Enum):
     MOVED = "environment"
     BETTER = "better"
     STEADY = "steady"
-    SHORT = "too short"
+    SHORT = "cannot be told"
 
 
 @dataclass(frozen=True)
 class Curve:
     key: str  # of the file that holds its points
     series: Series
-    environment: str  # asv's name of it, where a machine has several
     points: Sequence[Point]
     changes: Sequence[Change]
     judged: bool  # False: asv's configuration leaves it out of regressions; it is for reading
@@ -52,12 +50,11 @@ class Curve:
 
     @cached_property
     def scatter(self) -> float | None:
-        """Standard deviation of a point, as a share, from one commit to the next: steps hardly change it."""
+        """Standard deviation of a point, as a share."""
         logs = [math.log(point.value) for point in self.known if point.value and point.value > 0]
         if len(logs) < LEAST_KNOWN or len(logs) < len(self.known):
             return None
-        jumps = [abs(after - before) for before, after in itertools.pairwise(logs)]
-        return 1.4826 * statistics.median(jumps) / math.sqrt(2)
+        return scatter(logs)
 
     @cached_property
     def detectable(self) -> float | None:
@@ -92,14 +89,12 @@ class Curve:
         start = 0
         if self.changes:
             start = next(n for n, point in enumerate(self.known) if point.commit == self.changes[-1].first)
-        for number in range(start + 1, len(self.known)):
-            if self.known[number].environment != self.known[number - 1].environment:
-                start = number
-        before = [math.log(point.value or 1) for point in self.known[start:-1]][-LEVEL:]
+        *earlier, last = self.known[start:]
+        before = [math.log(one.value or 1) for one in earlier if one.environment == last.environment][-LEVEL:]
         if len(before) < LEAST_KNOWN - 1:
             return None
         sign = 1 if self.series.less_is_better else -1
-        excess = sign * (math.log(self.known[-1].value or 1) - statistics.median(before))
+        excess = sign * (math.log(last.value or 1) - statistics.median(before))
         reach = math.sqrt(1 + math.pi / 2 / len(before)) * self.scatter
         bound = float(distributions.t.ppf(1 - ERROR / comparisons, len(before) - 1)) * reach
         return math.expm1(excess) if excess > max(bound, math.log1p(LEAST)) else None

@@ -136,7 +136,11 @@ def _fitness(
         said = "Measured" if short == len(judged) else "Fine"
         return Fitness.UNKNOWN, f"{said} up to {latest.short}", reasons
     if short == len(judged):
-        return Fitness.UNKNOWN, "Too early to tell", [*reasons, "Too few commits were measured to know the scatter."]
+        return (
+            Fitness.UNKNOWN,
+            "Too early to tell",
+            [*reasons, "How far its series scatter is not known from so few values above zero."],
+        )
     told = len(judged) - short
     return (
         Fitness.FINE,

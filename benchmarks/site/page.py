@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report, results
+from benchmarks.history.survey import Survey
 from benchmarks.site import bends, drawing, overview, units
 from benchmarks.site.commits import Commit
 from benchmarks.site.curves import Curve, State
 from benchmarks.site.overview import Verdict
-from benchmarks.site.survey import Survey
 
 HERE = Path(__file__).parent
 STATIC = ("site.css", "site.js", "vendor/uplot/uPlot.iife.min.js", "vendor/uplot/uPlot.min.css", "vendor/uplot/LICENSE")

@@ -136,6 +136,12 @@ const dashboard = (() => {
     return number;
   }
 
+  function isolated(text) { // of whatever direction it is, what stands around it keeps its own
+    const one = document.createElement("bdi");
+    one.textContent = text;
+    return one;
+  }
+
   let told = null;
 
   function notes(place) {
@@ -174,7 +180,8 @@ const dashboard = (() => {
     const place = shown.places[number], commit = commitAt(place);
     const value = document.createElement("strong");
     value.textContent = measured(number);
-    byId("readout").replaceChildren(value, " at ", linked(commit), ` ${commit.day} ${commit.subject}`, ...notes(place).map((note) => ` · ${note}`));
+    byId("readout").replaceChildren(value, " at ", linked(commit), ` ${commit.day} `, isolated(commit.subject),
+      ...notes(place).flatMap((note) => [" · ", isolated(note)]));
   }
 
   function key(event) {

@@ -1,13 +1,17 @@
-"""Which of asv's result files can be shown: sound ones of commits on the branch; the others are named on the page."""
+"""Which of asv's result files, of any project, can be read: sound ones of commits on the branch; others are told."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.history.machine import noted
+
+COLUMNS = {"result", "params", "version", "started_at", "duration", "samples", "profile"}  # and asv's statistics
 WANTED: dict[str, Any] = {
     "commit_hash": str,
     "params": dict,
@@ -16,6 +20,7 @@ WANTED: dict[str, Any] = {
     "date": (int, float),
     "env_name": str,
     "python": str,
+    "requirements": dict,
 }
 
 
@@ -33,14 +38,16 @@ def survey(results: Path, commits: Sequence[str]) -> Survey:
     """Look at every file.
 
     Raises:
-        ValueError: `benchmarks.json`, which says what all the others mean, is damaged or missing.
+        ValueError: `benchmarks.json`, which says what all the others mean, is damaged, missing, or of an older format.
     """
     found, known = Survey(), set(commits)
     if not any(results.glob("*/*.json")):
         return found
-    _, fault = _read(results / "benchmarks.json")
+    about, fault = _read(results / "benchmarks.json")
+    if not fault and about.get("version") != 2:
+        fault = f"expected asv's format 2; got {about.get('version')} (`asv update` converts older ones)"
     if fault:
-        raise ValueError(f"{results / 'benchmarks.json'}: damaged, {fault}; any `asv run` writes it again")
+        raise ValueError(f"{results / 'benchmarks.json'}: {fault}; any `asv run` writes it again")
     for folder in sorted({path.parent for path in results.glob("*/*.json")}):
         about, fault = _read(folder / "machine.json")
         if not fault and about.get("machine") != folder.name:
@@ -57,7 +64,7 @@ def survey(results: Path, commits: Sequence[str]) -> Survey:
 
 def _sort_in(found: Survey, path: Path, known: set[str]) -> None:
     content, fault = _read(path)
-    fault = fault or _fault(content, path.parent.name)
+    fault = fault or _fault(content, path.parent.name) or _fault_beside(path)
     if fault:
         found.damaged.append((path, fault))
     elif content["commit_hash"] in known:
@@ -89,16 +96,29 @@ def _fault(content: dict[str, Any], machine: str) -> str:
     return next(_faulty_rows(content["result_columns"], content["results"]), "")
 
 
-def _faulty_rows(columns: list[str], rows: dict[str, list[object]]) -> Iterator[str]:
-    """Benchmarks whose values are not as many as their parameters' combinations."""
+def _fault_beside(path: Path) -> str:
+    """Of what it was measured with."""
+    try:
+        noted(path)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _faulty_rows(columns: list[Any], rows: dict[str, Any]) -> Iterator[str]:
+    """Benchmarks whose values are no numbers, or not as many as their parameters' combinations."""
+    if unknown := [one for one in columns if one not in COLUMNS and not str(one).startswith("stats_")]:
+        yield f"expected columns that asv knows; got {unknown[0]}"
     for name, row in rows.items():
         if not isinstance(row, list) or len(row) > len(columns):
             yield f"{name}: expected at most {len(columns)} columns"
             continue
         cells = dict(zip(columns, row, strict=False))
         parameters = cells.get("params")
-        if not isinstance(parameters, list) or not all(isinstance(values, list) for values in parameters):
-            yield f"{name}: expected lists of parameters"
+        if not isinstance(parameters, list) or not all(
+            isinstance(values, list) and all(isinstance(one, str) for one in values) for values in parameters
+        ):
+            yield f"{name}: expected lists of parameters, in words"
             continue
         expected = 1
         for values in parameters:
@@ -107,3 +127,9 @@ def _faulty_rows(columns: list[str], rows: dict[str, list[object]]) -> Iterator[
             counted = column == "result" or column.startswith("stats_")
             if counted and values is not None and (not isinstance(values, list) or len(values) != expected):
                 yield f"{name}: expected {expected} values of {column}"
+            elif counted and not all(one is None or _is_number(one) for one in values or ()):
+                yield f"{name}: expected numbers as {column}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
