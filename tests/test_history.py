@@ -173,6 +173,8 @@ def test_the_suite_takes_no_times_of_wrong_results(tmp_path: Path, monkeypatch: 
     results.save(run, tmp_path / "record.json")
     monkeypatch.setenv(bench_post_process.RECORD, str(tmp_path / "record.json"))
     monkeypatch.setenv("ASV_COMMIT", "2" * 40)
+    monkeypatch.setenv("ASV_ENV_NAME", "shared-py3")
+    monkeypatch.setattr(history, "RESULTS", tmp_path / "results")
     suite = bench_post_process.Quick()
     with pytest.raises(NotImplementedError, match="3 ids differ"):
         suite.setup(suite.setup_cache(), WORKLOAD, "call_us")
