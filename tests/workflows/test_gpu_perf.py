@@ -75,7 +75,10 @@ def test_the_judge_is_the_merge_base_and_the_pull_request_runs_in_its_own_image(
     base, head = measured(done)[0].split(" compare ")[1].split()[:2]
     assert base == git(forge.main, "rev-parse", "HEAD")
     builds = [line for line in done.containers if line.startswith("build ")]
-    assert [line.split()[-1] for line in builds] == [".", "../pull-request"]
+    assert [re.search(r"--tag (judge|pull-request):.* REVISION=(\w+)", line).groups() for line in builds] == [
+        ("judge", base),
+        ("pull-request", head),
+    ]
     runs = [line for line in done.containers if line.startswith("run ")]
     assert [re.search(r" (judge|pull-request):\S+ (\w+)", line).groups() for line in runs] == [
         ("pull-request", "test"),
