@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-FOLDERS = (".ci/", ".github/", "benchmarks/", "constraints/", "docs/runner/", "tests/perf/", "tests/workflows/")
+FOLDERS = (
+    ".ci/", ".github/", "benchmarks/", "constraints/", "container/", "docs/runner/", "tests/containers/", "tests/perf/",
+    "tests/workflows/",
+)  # fmt: skip
 # The image and its commands; what is installed into it; the specification that results are held against.
 FILES = (
     ".dockerignore",

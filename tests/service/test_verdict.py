@@ -135,8 +135,9 @@ def test_a_change_of_the_judge_is_red() -> None:
     "path",
     [
         "benchmarks/policy.py", "benchmarks/baselines/noise/x.json", ".github/workflows/ci.yml", ".github/gpus.json",
-        ".ci/run", "constraints/gpu.txt", "Dockerfile", ".dockerignore", "Makefile", "pyproject.toml", "asv.conf.json",
-        "dllm_kernels/reference.py", "tests/perf/test_gates.py", "Benchmarks/policy.py", "makefile",
+        ".ci/run", "constraints/gpu.txt", "container/entrypoint.sh", "Dockerfile", ".dockerignore", "Makefile",
+        "pyproject.toml", "asv.conf.json", "dllm_kernels/reference.py", "tests/perf/test_gates.py",
+        "tests/containers/test_image.py", "Benchmarks/policy.py", "makefile",
     ],
 )  # fmt: skip
 def test_paths_of_the_judge(path: str) -> None:

@@ -38,7 +38,7 @@ def test_main_pushes_a_point_and_publishes_the_dashboard(forge: Forge, api: Api)
     assert "samples" in results_of(forge)[head]
     assert git(forge.remote, "rev-parse", "main") == head, "the branch of results alone was pushed to"
     page = (done.folder / "artefacts" / "pages" / "index.html").read_text()
-    assert "NVIDIA H100 80GB HBM3" in page
+    assert "nvidia-h100-80gb-hbm3" in page
     summary = done.summary("publish")
     assert "slowdowns from" in summary, "the smallest that a run like this tells"
     assert api.written == [], "no history has bent"
