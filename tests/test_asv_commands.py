@@ -19,6 +19,7 @@ import pytest
 
 from benchmarks.history.machine import this_machine
 from benchmarks.history.points import commits_of, read
+from benchmarks.history.survey import survey
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = """
@@ -135,7 +136,8 @@ def measured(checkout: Path, home: Path) -> Path:
 def fused_us(folder: Path, workload: str = "1x32x128000-fp16-100") -> dict[int, float | None]:
     """By place of the commit."""
     commits = commits_of(folder)
-    every = read(folder / ".asv" / "results", commits)
+    results = folder / ".asv" / "results"
+    every = read(results, survey(results, commits), commits)
     (points,) = [
         points for series, points in every.items()
         if series.benchmark.endswith("Quick.track_fused_us") and series.parameters == (workload, "call_us")
@@ -152,7 +154,8 @@ def test_a_commit_that_lacks_cannot_be_built_or_is_wrong_is_a_gap(measured: Path
 
 def test_results_hold_intervals_and_what_they_were_measured_with(measured: Path) -> None:
     commits = commits_of(measured)
-    for series, points in read(measured / ".asv" / "results", commits).items():
+    results = measured / ".asv" / "results"
+    for series, points in read(results, survey(results, commits), commits).items():
         if series.benchmark.endswith("Quick.track_relative") and series.parameters[1] == "call_us":
             assert points[FIRST].low is not None
             assert points[FIRST].high is not None
