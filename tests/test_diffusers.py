@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from tests.oracle import TOLERANCE
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install --group engines")
 
-STEPS = 10_000
+STEPS = int(os.environ.get("ENGINE_STEPS", "10000"))
 MASK, END = 3, 5
 FIELDS = ("prev_sample", "transfer_index", "editing_transfer_index", "sampled_tokens", "sampled_probs", "pred_logits")
 

@@ -26,7 +26,7 @@ from tests.calls import DEVICE
 from tests.oracle import TOLERANCE
 
 ROOT = Path(__file__).parent.parent
-STEPS = 10_000
+STEPS = int(os.environ.get("ENGINE_STEPS", "10000"))
 MASK = 3
 NAMES = ("LowConfidence", "JointThreshold")
 
