@@ -17,7 +17,7 @@ from benchmarks.history.machine import machine_name, this_machine
 from tests import synthetic_history
 from tests.synthetic_history import Benchmark
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 WORKLOAD = "1x32x50257-fp16-100"
 COMMITS, MEASURED, BROKEN, CULPRIT = 9, (0, 1, 2, 7, 8), 4, 5
 CLOCK = "call_us"
