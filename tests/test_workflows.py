@@ -270,7 +270,7 @@ def test_an_image_on_a_base_without_a_digest_is_refused(base: str, code: int, tm
     command = ["make", "--file", str(ROOT / "Makefile"), "pinned"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == code
-    assert ("with the digest of an image" in done.stderr) is (code == 2)
+    assert ("without a digest: run make pin-image" in done.stderr) is (code == 2)
 
 
 def test_what_runs_in_an_image_has_no_network_and_one_folder(tmp_path: Path) -> None:
