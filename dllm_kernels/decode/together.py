@@ -210,25 +210,49 @@ def _steps(run: _Run) -> Iterator[DecodeStep]:
     positions = torch.arange(run.sequences.shape[1], device=run.sequences.device)
     starts = run.prompt_ends.unsqueeze(-1)
     fixed = (positions < starts) | (positions >= starts + run.generation_length)
-    masks, ended = _progress(run, fixed)
+    remaining = torch.empty_like(run.prompt_ends, dtype=torch.int32)
+    ended = torch.zeros_like(run.prompt_ends, dtype=torch.bool)
+    decoding = [True] * len(remaining)
     forward_passes = 0
-    while any(masks) and forward_passes < run.max_forward_passes:
-        block = next(block for block, left in enumerate(masks) if left)
-        end = (block + 1) * run.block_length
-        window = slice(end - run.block_length, end)
-        input_ids = run.sequences[:, :end]
-        dllm_post_process_fused(
-            _logits(run, input_ids)[:, window],
-            run.sequences[:, window],
-            run.mask_id,
-            run.threshold,
-            prompt_mask=fixed[:, window] | ended.unsqueeze(-1),
-            exclude_ids=run.exclude_ids,
-            backend=run.backend,
-        )
-        forward_passes += 1
-        masks, ended = _progress(run, fixed)
-        yield DecodeStep(forward_passes, block, input_ids, masks[block], run)
+    for block, masks in enumerate(_masks(run)):
+        window = slice(block * run.block_length, (block + 1) * run.block_length)
+        left = sum(row for row, goes_on in zip(masks, decoding, strict=True) if goes_on)
+        while left:
+            if forward_passes >= run.max_forward_passes:
+                return
+            input_ids = run.sequences[:, : window.stop]
+            dllm_post_process_fused(
+                _logits(run, input_ids)[:, window],
+                run.sequences[:, window],
+                run.mask_id,
+                run.threshold,
+                prompt_mask=fixed[:, window] | ended.unsqueeze(-1),
+                exclude_ids=run.exclude_ids,
+                remaining=remaining,
+                backend=run.backend,
+            )
+            forward_passes += 1
+            ended |= _ends(run, run.sequences[:, window], fixed[:, window])
+            # The step's one wait for the device.
+            rows, over = torch.stack((remaining.masked_fill(ended, 0), ended.to(torch.int32))).tolist()
+            left, decoding = sum(rows), [not row for row in over]
+            yield DecodeStep(forward_passes, block, input_ids, left, run)
+
+
+def _masks(run: _Run) -> list[list[int]]:
+    """Of each block, how many positions each sequence has to generate in it."""
+    edges = range(0, run.sequences.shape[1], run.block_length)
+    spans = [(start, start + run.generation_length) for start in run.prompt_ends.tolist()]
+    return [[max(0, min(stop, edge + run.block_length) - max(start, edge)) for start, stop in spans] for edge in edges]
+
+
+def _ends(run: _Run, block: Tensor, fixed: Tensor) -> Tensor:
+    """Which sequences end in this block (B, L): at an EOS with no mask before it, here or, as blocks come in turn,
+    in an earlier one (B,)."""
+    if run.eos_id is None:
+        return torch.zeros_like(fixed[:, :0]).any(dim=-1)
+    masked = (block == run.mask_id) & ~fixed
+    return ((block == run.eos_id) & ~fixed & (masked.cumsum(dim=-1) == 0)).any(dim=-1)
 
 
 def _logits(run: _Run, input_ids: Tensor) -> Tensor:
@@ -238,27 +262,6 @@ def _logits(run: _Run, input_ids: Tensor) -> Tensor:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"model: expected logits of shape {(*input_ids.shape, 'V')}; got {got}")
     return logits
-
-
-def _progress(run: _Run, fixed: Tensor) -> tuple[list[int], Tensor]:
-    """Masks that each block still has to lose (the step's one synchronisation), and which sequences ended (B,)."""
-    ended = _first_end(run).ne(run.sequences.shape[1])
-    to_fill = (run.sequences == run.mask_id) & ~fixed & ~ended.unsqueeze(-1)
-    blocks = run.sequences.shape[1] // run.block_length
-    masks: list[int] = to_fill.view(len(to_fill), blocks, run.block_length).sum(dim=(0, 2)).tolist()
-    return masks, ended
-
-
-def _first_end(run: _Run) -> Tensor:
-    """Position of each sequence's first EOS, if no mask comes before it; else the sequence's length (B,)."""
-    positions = torch.arange(run.sequences.shape[1], device=run.sequences.device)
-    generated = positions >= run.prompt_ends.unsqueeze(-1)
-    nowhere = run.sequences.shape[1]
-    if run.eos_id is None:
-        return torch.full_like(run.prompt_ends, nowhere)
-    first_mask = torch.where(generated & (run.sequences == run.mask_id), positions, nowhere).amin(dim=-1)
-    first_eos = torch.where(generated & (run.sequences == run.eos_id), positions, nowhere).amin(dim=-1)
-    return torch.where(first_eos < first_mask, first_eos, nowhere)
 
 
 def _result(run: _Run, forward_passes: int) -> DecodeResult:

@@ -1,0 +1,95 @@
+"""What continuous batches keep on the device: the block that every slot is at, and what a step makes of it.
+
+A step needs no word of the host: a slot whose block is finished goes on to its next block by itself, and says when its
+sequence is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Of S slots with blocks of L positions."""
+
+    blocks: Tensor  # (S, L) int64: the block at hand
+    fixed: Tensor  # (S, L) bool: prompt, or behind the sequence's end
+    starts: Tensor  # (S,) int64: position of the block's first token
+    prompt_ends: Tensor  # (S,) int64: position of the first token to be generated
+    ends: Tensor  # (S,) int64: position after the last one
+    remaining: Tensor  # (S,) int32: masks left in the block
+    complete: Tensor  # (S,) bool: the block had no mask left before the forward pass, which cached it as it will stay
+    running: Tensor  # (S,) bool
+    finished: Tensor  # (S,) bool: the sequence has ended, until the slot is filled anew
+    tokens: Tensor  # (S, T) int64: the blocks so far, from that on in which the prompt ends
+
+    @classmethod
+    def empty(cls, slots: int, block_length: int, generation_length: int, device: torch.device) -> Slots:
+        blocks = -(-(block_length - 1 + generation_length) // block_length)
+        whole = torch.zeros(slots, dtype=torch.int64, device=device)
+        flags = torch.zeros(slots, dtype=torch.bool, device=device)
+        return cls(
+            blocks=torch.zeros(slots, block_length, dtype=torch.int64, device=device),
+            fixed=torch.ones(slots, block_length, dtype=torch.bool, device=device),
+            starts=whole,
+            prompt_ends=whole.clone(),
+            ends=whole.clone(),
+            remaining=torch.zeros(slots, dtype=torch.int32, device=device),
+            complete=flags,
+            running=flags.clone(),
+            finished=flags.clone(),
+            tokens=torch.zeros(slots, blocks * block_length, dtype=torch.int64, device=device),
+        )
+
+    def fill(self, slot: int, last_ids: Tensor, prompt_end: int, end: int, mask_id: int) -> None:
+        """Start a sequence: `last_ids` (n,) int64, the prompt's last n < L ids, begin its first block."""
+        block_length = self.blocks.shape[1]
+        start = prompt_end - len(last_ids)
+        positions = torch.arange(start, start + block_length, device=self.blocks.device)
+        self.blocks[slot].fill_(mask_id)
+        self.blocks[slot, : len(last_ids)] = last_ids
+        self.fixed[slot] = (positions < prompt_end) | (positions >= end)
+        self.starts[slot].fill_(start)
+        self.prompt_ends[slot].fill_(prompt_end)
+        self.ends[slot].fill_(end)
+        for flags, value in ((self.complete, False), (self.running, True), (self.finished, False)):
+            flags[slot].fill_(value)
+
+    def advance(self, mask_id: int, eos_id: int | None) -> None:
+        """After a step's token update, which has left `remaining`: keep the tokens, end sequences that have ended, and
+        take those on to their next block whose block was cached complete."""
+        if self.blocks.is_cuda:
+            from dllm_kernels.gpu.advance import advance
+
+            advance(self, mask_id, eos_id)
+        else:
+            self.advance_eager(mask_id, eos_id)
+
+    def advance_eager(self, mask_id: int, eos_id: int | None) -> None:
+        """`advance` in PyTorch: the specification, and what other devices run."""
+        block_length = self.blocks.shape[1]
+        positions = self.starts.unsqueeze(-1) + torch.arange(block_length, device=self.blocks.device)
+        first = self.prompt_ends // block_length * block_length
+        places = (positions - first.unsqueeze(-1)).clamp(0, self.tokens.shape[1] - 1)
+        kept = torch.where(self.running.unsqueeze(-1), self.blocks, self.tokens.gather(1, places))
+        self.tokens.scatter_(1, places, kept)
+
+        done = (self.remaining == 0) & (self.starts + block_length >= self.ends)
+        if eos_id is not None:
+            masked = (self.blocks == mask_id) & ~self.fixed
+            ended = (self.blocks == eos_id) & ~self.fixed & (masked.cumsum(dim=-1) == 0)
+            done |= ended.any(dim=-1)
+        done &= self.running
+        onward = self.running & self.complete & ~done
+        self.complete.copy_(self.running & ~done & ~self.complete & (self.remaining == 0))
+        self.running.logical_and_(~done)
+        self.finished.logical_or_(done)
+
+        self.starts.add_(onward * block_length)
+        behind = positions + block_length >= self.ends.unsqueeze(-1)
+        self.blocks.copy_(torch.where(onward.unsqueeze(-1), mask_id, self.blocks))
+        self.fixed.copy_(torch.where(onward.unsqueeze(-1), behind, self.fixed))
