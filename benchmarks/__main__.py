@@ -30,6 +30,7 @@ from benchmarks import (
     verification,
     workloads,
 )
+from benchmarks.e2e import command as e2e
 from benchmarks.history import command, machine, store
 from benchmarks.measure import sides
 from benchmarks.site import command as dashboard
@@ -52,6 +53,7 @@ EXAMPLES = """examples:
   python -m benchmarks baseline .bench/latest.json --accept --reason "first measurement on an H100"
   python -m benchmarks compare HEAD HEAD --processes 10 --output same-1.json
   python -m benchmarks noise same-1.json same-2.json same-3.json --accept
+  python -m benchmarks e2e                       decode word problems with the step in three modes
   python -m benchmarks selftest --same 30 --planted 5 --output selftest.json
 """
 
@@ -160,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_command(commands)
     doctor.add_command(commands)
     codegen.add_command(commands)
+    e2e.add_command(commands, OUTPUT)
     service.add_command(commands)
     for name, one in commands.choices.items():
         if one.epilog is None:

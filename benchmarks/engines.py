@@ -109,18 +109,22 @@ def _sglang_algorithm(name: str, block_size: int, mask_id: int, threshold: float
     return known[name](config)
 
 
-def _sglang_step(name: str, logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
+def _sglang_step(
+    name: str, logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float, prompt_mask: Tensor | None = None
+) -> None:
     batch, block_size, vocab = logits.shape
     if str(logits.dtype) != "torch.float32":
         raise ValueError(f"logits: expected float32, the only dtype that SGLang passes; got {logits.dtype}")
-    forward_batch = types.SimpleNamespace(batch_size=batch, input_ids=input_ids.view(-1), dllm_prompt_mask=None)
+    forward_batch = types.SimpleNamespace(batch_size=batch, input_ids=input_ids.view(-1), dllm_prompt_mask=prompt_mask)
     step = _sglang_algorithm(name, block_size, mask_id, threshold).step
     step(forward_batch, logits.view(-1, vocab), [None] * batch)
 
 
-def sglang_low_confidence(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
+def sglang_low_confidence(
+    logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float, prompt_mask: Tensor | None = None
+) -> None:
     """The step of SGLang's `LowConfidence`, with the flags that it returns."""
-    _sglang_step("LowConfidence", logits, input_ids, mask_id, threshold)
+    _sglang_step("LowConfidence", logits, input_ids, mask_id, threshold, prompt_mask)
 
 
 def fused_in_sglang(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:

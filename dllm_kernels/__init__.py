@@ -3,7 +3,7 @@
 Importing this package loads PyTorch, but neither Triton nor any inference engine.
 """
 
-from dllm_kernels.decode import BlockModel, Decoded, DecodeResult, DecodeStep, decode, decode_batches, iter_decode
+from dllm_kernels.decode import BatchDecoder, BlockModel, Decoded, DecodeResult, DecodeStep, decode, iter_decode
 from dllm_kernels.post_process import (
     dllm_post_process_fused,
     dllm_post_process_reference,
@@ -12,12 +12,12 @@ from dllm_kernels.post_process import (
 )
 
 __all__ = [
+    "BatchDecoder",
     "BlockModel",
     "DecodeResult",
     "DecodeStep",
     "Decoded",
     "decode",
-    "decode_batches",
     "dllm_post_process_fused",
     "dllm_post_process_reference",
     "iter_decode",

@@ -111,6 +111,14 @@ def as_ints(name: str, values: object) -> list[int]:
     return [as_int(name, value) for value in values]
 
 
+def at_least(name: str, value: object, least: int) -> int:
+    """`value` as an int, or a TypeError or ValueError that names the argument."""
+    number = as_int(name, value)
+    if number < least:
+        raise ValueError(f"{name}: expected at least {least}; got {number}")
+    return number
+
+
 def check_threshold(threshold: float | Tensor, logits: Tensor) -> float | Tensor:
     if isinstance(threshold, Tensor):
         blocks = logits.shape[0] if logits.dim() == 3 else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dllm_kernels import decode, decode_batches, dllm_post_process_reference
+from dllm_kernels import BatchDecoder, Decoded, decode, dllm_post_process_reference
 from dllm_kernels.decode.slots import Slots
 
 VOCAB, MASK, EOS = 50, 49, 48
@@ -34,7 +34,7 @@ class Remembering:
 
     def __init__(self, model: Callable[[Tensor], Tensor], slots: int, length: int = 96) -> None:
         self.model = model
-        self.seen = torch.full((slots, length), -1, device=DEVICE)
+        self.seen = torch.full((slots, length), -1)
         self.prefilled: list[tuple[int, list[int]]] = []
         self.passes = 0
 
@@ -52,8 +52,12 @@ class Remembering:
         return torch.stack(logits)
 
 
+def decode_batches(model, prompts, **options) -> Iterator[Decoded]:
+    return BatchDecoder(model, device=options.pop("device", DEVICE), **options).decode(prompts)
+
+
 def alone(prompt: list[int], options: dict) -> list[int]:
-    ids = torch.tensor([prompt], dtype=torch.int64, device=DEVICE).view(1, -1)
+    ids = torch.tensor([prompt], dtype=torch.int64).view(1, -1)
     result = decode(mixing, ids, **options)
     return result.tokens[0, : int(result.lengths[0])].tolist()
 
@@ -73,7 +77,7 @@ def test_each_sequence_is_decoded_as_if_alone(prompts, slots, block_length, gene
         "threshold": threshold,
     }  # fmt: skip
     model = Remembering(mixing, slots)
-    found = list(decode_batches(model, iter(prompts), slots=slots, device=DEVICE, **options))
+    found = list(decode_batches(model, iter(prompts), slots=slots, **options))
     assert sorted(one.index for one in found) == list(range(len(prompts)))
     for one in found:
         assert one.tokens.tolist() == alone(prompts[one.index], options)
@@ -89,7 +93,7 @@ def test_slots_are_filled_as_they_become_free() -> None:
 
     model = Remembering(mixing, 2)
     options = {"mask_id": MASK, "generation_length": 4, "block_length": 4}
-    waiting = decode_batches(model, prompts(), slots=2, device=DEVICE, **options)
+    waiting = decode_batches(model, prompts(), slots=2, **options)
     assert taken == []  # nothing is done before the first sequence is asked for
     next(waiting)
     assert len(taken) == 2
@@ -107,9 +111,7 @@ def test_a_block_takes_one_pass_more_than_steps_but_for_the_last() -> None:
         return logits
 
     model = Remembering(sure, 1)
-    (one,) = decode_batches(
-        model, [[1, 2, 3, 4, 5]], slots=1, device=DEVICE, mask_id=MASK, generation_length=11, block_length=4
-    )
+    (one,) = decode_batches(model, [[1, 2, 3, 4, 5]], slots=1, mask_id=MASK, generation_length=11, block_length=4)
     assert one.tokens.tolist() == [5] * 11
     assert one.forward_passes == 5  # three blocks of one step, and two passes that cache the first two
     assert model.passes == 5 + (DEVICE == "cuda")  # on a GPU the next step starts before the last is looked at
@@ -120,7 +122,7 @@ def test_a_mask_in_a_prompt_is_text() -> None:
     options = {"mask_id": MASK, "generation_length": 6, "block_length": 4}
     prompt = [1, MASK, 2, 3, MASK]
     model = Remembering(mixing, 1)
-    (one,) = decode_batches(model, [prompt], slots=1, device=DEVICE, **options)
+    (one,) = decode_batches(model, [prompt], slots=1, **options)
     assert one.tokens.tolist() == alone(prompt, options)
     assert MASK not in one.tokens.tolist()
 
@@ -133,7 +135,7 @@ def test_another_operation_of_the_contract_does_the_step() -> None:
         dllm_post_process_reference(*arguments, **options)
 
     options = {"mask_id": MASK, "generation_length": 9, "block_length": 4}
-    found = decode_batches(Remembering(mixing, 2), [[3], [4]], slots=2, device=DEVICE, post_process=counted, **options)
+    found = decode_batches(Remembering(mixing, 2), [[3], [4]], slots=2, post_process=counted, **options)
     assert {one.index: one.tokens.tolist() for one in found} == {0: alone([3], options), 1: alone([4], options)}
     assert len(calls) > 3
     assert all(keys == {"prompt_mask", "exclude_ids", "remaining"} for keys in calls)
@@ -152,7 +154,7 @@ def test_another_operation_of_the_contract_does_the_step() -> None:
     ],
 )
 def test_wrong_arguments_are_named_at_the_call(change, message: str) -> None:
-    options = {"slots": 1, "device": DEVICE, "mask_id": MASK, "generation_length": 4, "block_length": 4} | change
+    options = {"slots": 1, "mask_id": MASK, "generation_length": 4, "block_length": 4} | change
     with pytest.raises((TypeError, ValueError), match=message):
         decode_batches(Remembering(mixing, 1), [], **options)
 
@@ -170,9 +172,7 @@ def test_capture_without_a_gpu_is_refused() -> None:
     [([1, -2], r"prompts\[1\]: expected token ids from 0 on; got -2"), ([1.5], r"prompts\[1\]: expected")],
 )
 def test_a_wrong_prompt_is_named_as_it_is_taken(prompt, message: str) -> None:
-    found = decode_batches(
-        Remembering(mixing, 1), [[1], prompt], slots=1, device=DEVICE, mask_id=MASK, generation_length=4
-    )
+    found = decode_batches(Remembering(mixing, 1), [[1], prompt], slots=1, mask_id=MASK, generation_length=4)
     next(found)
     with pytest.raises((TypeError, ValueError), match=message):
         next(found)
@@ -183,9 +183,7 @@ def test_logits_of_another_shape_are_refused() -> None:
         def __call__(self, input_ids: Tensor, starts: Tensor) -> Tensor:
             return super().__call__(input_ids, starts)[:, 1:]
 
-    found = decode_batches(
-        Wrong(mixing, 1), [[1]], slots=1, device=DEVICE, mask_id=MASK, generation_length=4, block_length=4
-    )
+    found = decode_batches(Wrong(mixing, 1), [[1]], slots=1, mask_id=MASK, generation_length=4, block_length=4)
     with pytest.raises(ValueError, match=r"model: expected logits of shape \(1, 4, 'V'\); got \(1, 3, 50\)"):
         next(found)
 

@@ -275,7 +275,8 @@ def test_an_image_on_a_base_without_a_digest_is_refused(base: str, code: int, tm
 
 def test_what_runs_in_an_image_has_no_network_and_one_folder(tmp_path: Path) -> None:
     given = ["IMAGE=judge", f"RESULTS={tmp_path}", "GPUS=--gpus all", "ARGS=compare A B"]
-    command = ["make", "--dry-run", "in-image", *given]
+    # As under `make test`, which tells its own folder too.
+    command = ["make", "--no-print-directory", "--dry-run", "in-image", *given]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     words = printed.replace("\\\n", " ").split()
     assert words[-4:] == ["judge", "compare", "A", "B"]

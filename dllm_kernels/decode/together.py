@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dllm_kernels.checks import MAX_EXCLUDE_IDS, as_int, as_ints
+from dllm_kernels.checks import MAX_EXCLUDE_IDS, as_int, as_ints, at_least
 from dllm_kernels.post_process import dllm_post_process_fused
 
 Model = Callable[[Tensor], Tensor]
@@ -153,10 +153,10 @@ def _prepare(
     lengths = [longest] * batch if prompt_lengths is None else as_ints("prompt_lengths", prompt_lengths)
     if len(lengths) != batch or not all(0 <= length <= longest for length in lengths):
         raise ValueError(f"prompt_lengths: expected {batch} values from 0 to {longest}; got {lengths}")
-    generation_length = _at_least("generation_length", generation_length, 0)
-    block_length = _at_least("block_length", block_length, 1)
+    generation_length = at_least("generation_length", generation_length, 0)
+    block_length = at_least("block_length", block_length, 1)
     if max_forward_passes is not None:
-        max_forward_passes = _at_least("max_forward_passes", max_forward_passes, 0)
+        max_forward_passes = at_least("max_forward_passes", max_forward_passes, 0)
     mask_id = as_int("mask_id", mask_id)
     if eos_id is not None:
         eos_id = as_int("eos_id", eos_id)
@@ -197,13 +197,6 @@ def _prepare(
         max_forward_passes=float("inf") if max_forward_passes is None else max_forward_passes,
         backend=backend,
     )
-
-
-def _at_least(name: str, value: int, least: int) -> int:
-    value = as_int(name, value)
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}; got {value}")
-    return value
 
 
 def _steps(run: _Run) -> Iterator[DecodeStep]:

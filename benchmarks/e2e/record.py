@@ -1,0 +1,129 @@
+"""What an end-to-end run leaves: one JSON file with every repeat, from which the tables are drawn. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from benchmarks.results import Environment, Record, Strict
+
+
+@dataclass(frozen=True)
+class Load(Strict):
+    """What is decoded in one go."""
+
+    name: str
+    slots: PositiveInt  # sequences at a time
+    requests: PositiveInt
+
+
+@dataclass(frozen=True)
+class Repeat(Strict):
+    """One load, decoded once in one mode."""
+
+    load: str
+    mode: str
+    repeat: NonNegativeInt
+    seconds: PositiveFloat  # on the host's clock, from the first prompt to the last token
+    tokens: PositiveInt  # generated
+    sequence_passes: PositiveInt  # forward passes, summed over the sequences
+    passes: PositiveInt  # forward passes of the batch
+    forward_us: tuple[PositiveFloat, ...]  # of every pass
+    outside_us: tuple[NonNegativeFloat, ...]  # from a pass to the next, but where a sequence entered between them
+    correct: NonNegativeInt | None  # answers; None where there are none
+    digest: str  # SHA-256 of all tokens, in the order of the prompts
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def outside_seconds(self) -> float:
+        """The step's share of `seconds`: the median step, of all passes. Entering sequences are not of it."""
+        return self.passes * statistics.median(self.outside_us) / 1e6 if self.outside_us else 0.0
+
+
+@dataclass(frozen=True)
+class Agreed(Strict):
+    """All modes on the same logits, step by step."""
+
+    load: str
+    steps: PositiveInt
+    positions: PositiveInt
+    masked: PositiveInt
+    accepted: PositiveInt
+    undecidable: NonNegativeInt  # positions where the last bits of two confidences decide
+    differing: dict[str, NonNegativeInt]  # other positions with another outcome than the first mode's, by mode
+
+    @property
+    def masked_percent(self) -> int:
+        return max(1, round(100 * self.masked / self.positions))
+
+
+@dataclass(frozen=True)
+class Forward(Strict):
+    """One pass, repeated: the last of a load."""
+
+    load: str
+    us: PositiveFloat
+    bytes_read: PositiveInt  # at least: the weights it uses and the cache before it, once
+
+
+@dataclass(frozen=True)
+class EndToEnd(Record):
+    """Decoding with the step in several modes, interleaved, in one process."""
+
+    KIND = "end to end"
+    VERSION = 1
+
+    created: str  # UTC, ISO 8601
+    command: str
+    seed: int
+    environment: Environment
+    model: str
+    questions: str  # what the prompts are
+    acceptance: str  # the model's own, or the script's
+    modes: dict[str, str]  # name and source
+    threshold: PositiveFloat
+    block_length: PositiveInt
+    generation_length: PositiveInt
+    loads: tuple[Load, ...]
+    repeats: tuple[Repeat, ...]
+    agreed: tuple[Agreed, ...]
+    forwards: tuple[Forward, ...]
+    device_us: dict[str, PositiveFloat]  # of one fused call on a load's blocks, by CUPTI; empty without a GPU
+
+    def of(self, load: str, mode: str) -> list[Repeat]:
+        return [one for one in self.repeats if (one.load, one.mode) == (load, mode)]
+
+    def outside_us(self, load: str, mode: str) -> float | None:
+        """The median step outside the forward pass; None where every pass saw a sequence enter."""
+        steps = [us for one in self.of(load, mode) for us in one.outside_us]
+        return statistics.median(steps) if steps else None
+
+    def gain(self, load: str, mode: str) -> float:
+        """Tokens per second over the first mode's: the median over the repeats, each beside its own."""
+        first = self.of(load, next(iter(self.modes)))
+        pairs = zip(self.of(load, mode), first, strict=True)
+        return statistics.median(ours.tokens_per_second / theirs.tokens_per_second for ours, theirs in pairs)
+
+    def bound(self, load: str) -> float:
+        """Amdahl's: tokens per second over the first mode's, if its steps outside the forward pass took no time."""
+        first = self.of(load, next(iter(self.modes)))
+        return statistics.median(one.seconds / (one.seconds - one.outside_seconds) for one in first)
+
+    def differences(self, load: str | None = None) -> list[str]:
+        """Where modes went different ways: on the same logits, or, where nothing was undecidable, in their tokens."""
+        said = []
+        for agreed in self.agreed:
+            if load not in (None, agreed.load):
+                continue
+            for mode, count in agreed.differing.items():
+                if count:
+                    said.append(f"{agreed.load}: {mode} accepts {count} tokens otherwise than {next(iter(self.modes))}")
+            digests = {one.digest for one in self.repeats if one.load == agreed.load}
+            if len(digests) > 1 and not agreed.undecidable:
+                said.append(f"{agreed.load}: the tokens differ between modes or repeats")
+        return said

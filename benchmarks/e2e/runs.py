@@ -1,0 +1,187 @@
+"""Decoding the same prompts in every mode, interleaved, and what each took."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import random
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.e2e.record import Agreed, EndToEnd, Forward, Load, Repeat
+from benchmarks.e2e.serving import Served
+from benchmarks.e2e.steps import Agreement, Mode
+from benchmarks.measure import machine
+from dllm_kernels import BatchDecoder
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is decoded, and by what rules."""
+
+    prompts: Sequence[Sequence[int]]
+    is_correct: Callable[[int, Sequence[int]], bool] | None  # of a prompt's number and its tokens; None: no answers
+    mask_id: int
+    eos_id: int | None
+    block_length: int
+    generation_length: int
+    threshold: float = 0.95
+
+    @property
+    def cache_length(self) -> int:
+        """Positions of the longest sequence, on the grid of blocks."""
+        longest = max(map(len, self.prompts)) + self.generation_length
+        return -(-longest // self.block_length) * self.block_length
+
+
+def measure(
+    task: Task,
+    serve: Callable[[int], Served],
+    loads: Sequence[Load],
+    modes: Sequence[Mode],
+    *,
+    model: str,
+    questions: str,
+    acceptance: str,
+    repeats: int,
+    seed: int,
+    progress: Progress,
+) -> EndToEnd:
+    """`serve` makes the model for so many slots. The first mode is what the others are held beside."""
+    done: list[Repeat] = []
+    agreed, forwards, device_us = [], [], {}
+    order = random.Random(seed)
+    for load in loads:
+        served = serve(load.slots)
+        progress(f"{load.name}: all modes on the same logits")
+        agreement = Agreement(modes)
+        prompts = [task.prompts[number % len(task.prompts)] for number in range(load.requests)]
+        list(decoder(task, served, load, agreement, capture=False).decode(prompts))
+        agreed.append(_agreed(load, agreement))
+        decoders = {}
+        for mode in modes:
+            progress(f"{load.name}: {mode.name}, warming up")
+            capture = served.timeline.cuda and not mode.waits
+            decoders[mode.name] = decoder(task, served, load, mode.post_process, capture)
+            list(decoders[mode.name].decode(prompts[: load.slots]))
+        forwards.append(Forward(load.name, served.forward_us(), served.bytes_read()))
+        for repeat in range(repeats):
+            for mode in order.sample(modes, len(modes)):
+                progress(f"{load.name}: {mode.name}, {repeat + 1} of {repeats}")
+                done.append(_once(task, served, load, mode, repeat, decoders[mode.name], prompts))
+        if served.timeline.cuda:
+            device_us[load.name] = _device_us(served, load, agreed[-1], seed)
+    return EndToEnd(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        seed=seed,
+        environment=machine.describe_environment(),
+        model=model,
+        questions=questions,
+        acceptance=acceptance,
+        modes={mode.name: mode.source for mode in modes},
+        threshold=task.threshold,
+        block_length=task.block_length,
+        generation_length=task.generation_length,
+        loads=tuple(loads),
+        repeats=tuple(done),
+        agreed=tuple(agreed),
+        forwards=tuple(forwards),
+        device_us=device_us,
+    )
+
+
+def decoder(task: Task, served: Served, load: Load, post_process: Callable[..., None], capture: bool) -> BatchDecoder:
+    return BatchDecoder(
+        served,
+        slots=load.slots,
+        device=served.starts.device,
+        mask_id=task.mask_id,
+        generation_length=task.generation_length,
+        block_length=task.block_length,
+        threshold=task.threshold,
+        eos_id=task.eos_id,
+        post_process=post_process,
+        capture=capture,
+    )
+
+
+def _once(
+    task: Task,
+    served: Served,
+    load: Load,
+    mode: Mode,
+    repeat: int,
+    decoder: BatchDecoder,
+    prompts: Sequence[Sequence[int]],
+) -> Repeat:
+    cuda = served.timeline.cuda
+    served.restart()
+    _wait(cuda)
+    began = time.perf_counter()
+    found = list(decoder.decode(prompts))
+    seconds = time.perf_counter() - began
+    _wait(cuda)
+    found.sort(key=lambda one: one.index)
+    digest = hashlib.sha256()
+    for one in found:
+        digest.update(one.tokens.numpy().tobytes())
+        digest.update(b"end")
+    correct = None
+    if task.is_correct is not None:
+        correct = sum(task.is_correct(one.index % len(task.prompts), one.tokens.tolist()) for one in found)
+    return Repeat(
+        load=load.name,
+        mode=mode.name,
+        repeat=repeat,
+        seconds=seconds,
+        tokens=sum(len(one.tokens) for one in found),
+        sequence_passes=sum(one.forward_passes for one in found),
+        passes=len(served.timeline.passes),
+        forward_us=tuple(served.timeline.forward_us()),
+        outside_us=tuple(served.timeline.outside_us()),
+        correct=correct,
+        digest=digest.hexdigest(),
+    )
+
+
+def _wait(cuda: bool) -> None:
+    if cuda:
+        torch.cuda.synchronize()
+
+
+def _agreed(load: Load, agreement: Agreement) -> Agreed:
+    return Agreed(
+        load=load.name,
+        steps=agreement.steps,
+        positions=agreement.positions,
+        masked=agreement.masked,
+        accepted=agreement.accepted,
+        undecidable=agreement.undecidable,
+        differing=dict(agreement.differing),
+    )
+
+
+def _device_us(served: Served, load: Load, agreed: Agreed, seed: int) -> float:
+    """Of one fused call on blocks of a load's shape, with its average share of masked positions."""
+    from benchmarks.measure.bench import Bench
+    from benchmarks.workloads import Workload
+
+    vocab = served.model.config.vocab_size
+    dtype = {torch.bfloat16: "bf16", torch.float32: "fp32"}[served.model.lm_head.weight.dtype]
+    bench = Bench(Workload(load.slots, served.block_length, vocab, dtype, agreed.masked_percent).name, seed)
+    bench.warm_up()
+    bench.begin("device_us")
+    for _ in range(10):
+        bench.sample("fused", 4)
+    us = bench.end()
+    bench.close()
+    return statistics.median(us)

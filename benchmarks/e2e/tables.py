@@ -1,0 +1,119 @@
+"""An end-to-end record as tables, one a load, after those that the project began with. Pure."""
+
+from __future__ import annotations
+
+import statistics
+
+from benchmarks import limits
+from benchmarks.e2e.record import EndToEnd, Load
+
+# What the project's first benchmarks gave for LLaDA2.0-mini in SGLang on an H20, in tokens per second over the
+# unfused step: a single request, and 200 questions of GSM8K with 128 in parallel.
+SEED = {"1 request": "+4.6%", "in parallel": "+7.5%"}
+HEADINGS = ("Step", "Accuracy", "Latency", "Throughput", "Speedup", "Tokens/forward", "Outside the forward")
+
+
+def show(record: EndToEnd, *, markdown: bool) -> None:
+    if markdown:
+        print(as_markdown(record))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(head(record), highlight=False)
+    for load in record.loads:
+        table = Table(*HEADINGS, title=_title(record, load), title_justify="left")
+        for mode in record.modes:
+            table.add_row(*row(record, load, mode))
+        console.print(table)
+        console.print("\n".join(remarks(record, load)), highlight=False)
+
+
+def as_markdown(record: EndToEnd) -> str:
+    lines = [head(record)]
+    for load in record.loads:
+        lines += ["", f"**{_title(record, load)}**", "", f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
+        lines += [f"| {' | '.join(row(record, load, mode))} |" for mode in record.modes]
+        lines += ["", *(f"- {remark}" for remark in remarks(record, load))]
+    return "\n".join(lines)
+
+
+def head(record: EndToEnd) -> str:
+    environment = record.environment
+    versions = f"PyTorch {environment.torch}" + (f", Triton {environment.triton}" if environment.triton else "")
+    return (
+        f"{environment.device}, {versions}, {record.created[:10]}\n"
+        f"Model: {record.model}. Prompts: {record.questions}. Acceptance: {record.acceptance}."
+    )
+
+
+def _title(record: EndToEnd, load: Load) -> str:
+    repeats = len(record.of(load.name, next(iter(record.modes))))
+    return f"{load.name}: {load.requests} prompts, medians of {repeats} interleaved repeats"
+
+
+def row(record: EndToEnd, load: Load, mode: str) -> tuple[str, ...]:
+    """A mode's cells under `HEADINGS`."""
+    repeats = record.of(load.name, mode)
+    seconds = statistics.median(one.seconds for one in repeats)
+    speed = statistics.median(one.tokens_per_second for one in repeats)
+    first = mode == next(iter(record.modes))
+    speedup = "1.0x" if first else f"{100 * (record.gain(load.name, mode) - 1):+.1f}%"
+    rate = sum(one.tokens for one in repeats) / sum(one.sequence_passes for one in repeats)
+    return (
+        mode,
+        _accuracy(record, load, mode),
+        f"{seconds:.3f} s",
+        f"{speed:.2f} token/s",
+        speedup,
+        f"{rate:.2f}",
+        _us(record.outside_us(load.name, mode)),
+    )
+
+
+def _accuracy(record: EndToEnd, load: Load, mode: str) -> str:
+    shares = sorted({one.correct / load.requests for one in record.of(load.name, mode) if one.correct is not None})
+    return " to ".join(f"{share:.3f}" for share in dict.fromkeys((shares[0], shares[-1]))) if shares else "-"
+
+
+def _us(us: float | None) -> str:
+    return "-" if us is None else f"{us:.0f} us"
+
+
+def remarks(record: EndToEnd, load: Load) -> list[str]:
+    """What the numbers are to be held beside."""
+    said = []
+    bound = 100 * (record.bound(load.name) - 1)
+    gain = 100 * (record.gain(load.name, "fused") - 1)
+    share = f", {gain / bound:.0%} of it" if bound > 0 else ""
+    was = SEED["1 request" if load.slots == 1 else "in parallel"]
+    said.append(
+        f"Gain of fused over {next(iter(record.modes))} {gain:+.1f}%; Amdahl's bound, were all that is outside the "
+        f"forward pass free, {bound:+.1f}%{share}. The project's first figure for this row, in SGLang on an H20: {was}."
+    )
+    if load.name in record.device_us:
+        device_us, outside = record.device_us[load.name], record.outside_us(load.name, "fused")
+        beyond = "" if outside is None else f", so {outside - device_us:.0f} us a step are beyond it"
+        said.append(f"The fused operation alone takes {device_us:.1f} us of the GPU on such blocks{beyond}.")
+    said.append(_forward(record, load))
+    for agreed in record.agreed:
+        if agreed.load == load.name:
+            differ = ", ".join(f"{name} {count}" for name, count in agreed.differing.items())
+            said.append(
+                f"On the same logits, {agreed.steps:,} steps: {agreed.accepted:,} tokens accepted of {agreed.masked:,} "
+                f"masked positions; accepted otherwise: {differ}; undecidable in float32: {agreed.undecidable}."
+            )
+    said += record.differences(load.name)
+    return said
+
+
+def _forward(record: EndToEnd, load: Load) -> str:
+    (forward,) = (one for one in record.forwards if one.load == load.name)
+    rate = forward.bytes_read / forward.us / 1e3
+    known = limits.READ_GB_PER_S.get(record.environment.device)
+    beside = f", {rate / known:.0%} of the {known:.0f} GB/s that this device reads" if known else ""
+    return (
+        f"A forward pass takes {forward.us / 1e3:.2f} ms and reads at least {forward.bytes_read / 1e9:.3g} GB: "
+        f"{rate:.0f} GB/s{beside}."
+    )

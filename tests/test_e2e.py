@@ -1,0 +1,269 @@
+"""The parts of the end-to-end command: cached model, scripted acceptance, agreement of the modes, tables."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import __main__ as cli
+from benchmarks import results
+from benchmarks.e2e import checkpoint, runs, tables
+from benchmarks.e2e.record import Agreed, EndToEnd, Forward, Load, Repeat
+from benchmarks.e2e.serving import Script, Served
+from benchmarks.e2e.steps import Agreement, Mode, low_confidence_formula, modes, undecidable
+from dllm_kernels import BatchDecoder, decode, dllm_post_process_fused, dllm_post_process_reference
+from tests.records import GPU
+from tests.test_llada2 import SMALL, made_up, some_ids, write
+
+BLOCK, MASK = 4, 60
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small operations of many threads wait for each other
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = write(tmp_path_factory.mktemp("checkpoint"), SMALL, made_up(SMALL))
+    return checkpoint.load(folder, device="cpu", dtype=torch.float32)
+
+
+def scripted(model, slots: int, length: int = 96, seed: int = 0) -> Served:
+    script = Script(SMALL.vocab_size, MASK, BLOCK, "cpu", seed)
+    return Served(model, slots=slots, block_length=BLOCK, length=length, script=script)
+
+
+def reference_and(*others: Mode) -> list[Mode]:
+    return [Mode("reference", dllm_post_process_reference, False, "itself"), *others]
+
+
+def test_the_cached_model_decodes_what_the_whole_sequence_gives(model) -> None:
+    prompts = [some_ids(SMALL, length, seed).clamp(max=MASK - 1).tolist() for seed, length in enumerate((3, 9, 4, 14))]
+    options = {"mask_id": MASK, "generation_length": 10, "block_length": BLOCK, "threshold": 0.6, "eos_id": 7}
+    served = Served(model, slots=2, block_length=BLOCK, length=24)
+    found = {one.index: one.tokens for one in BatchDecoder(served, slots=2, device="cpu", **options).decode(prompts)}
+    for index, prompt in enumerate(prompts):
+        alone = decode(lambda ids: model(ids, BLOCK), torch.tensor([prompt]), **options)
+        assert found[index].tolist() == alone.tokens[0, : int(alone.lengths[0])].tolist()
+
+
+def test_a_script_makes_as_many_positions_sure_as_it_drew_and_no_others() -> None:
+    script = Script(SMALL.vocab_size, MASK, BLOCK, "cpu")
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(50):
+        starts = torch.randint(20, (5,), generator=generator) * BLOCK
+        ids = torch.where(torch.rand(5, BLOCK, generator=generator) < 0.6, MASK, 3)
+        logits = torch.randn(5, BLOCK, SMALL.vocab_size, generator=generator)
+        script.apply(logits, ids, starts)
+        p, tokens = logits.softmax(dim=-1).max(dim=-1)
+        positions = starts.unsqueeze(-1) + torch.arange(BLOCK)
+        assert torch.equal(tokens, script.tokens[positions])
+        masked = ids == MASK
+        wanted = script.counts[(starts // BLOCK + torch.arange(5)) % script.WAYS, masked.sum(dim=-1)]
+        sure = p > 0.999
+        assert torch.equal(sure.sum(dim=-1), torch.minimum(wanted, masked.sum(dim=-1)))
+        assert not (sure & ~masked).any()
+
+
+def test_scripted_decoding_takes_about_three_tokens_a_pass() -> None:
+    script = Script(1000, 999, 32, "cpu")
+
+    class Flat:
+        def prefill(self, slot: int, input_ids: Tensor) -> None:
+            pass
+
+        def __call__(self, input_ids: Tensor, starts: Tensor) -> Tensor:
+            logits = torch.zeros(*input_ids.shape, 1000)
+            script.apply(logits, input_ids, starts)
+            return logits
+
+    decoder = BatchDecoder(Flat(), slots=8, device="cpu", mask_id=999, generation_length=256)
+    found = list(decoder.decode([[1] * 70] * 8))
+    rate = sum(len(one.tokens) for one in found) / sum(one.forward_passes for one in found)
+    assert 2.3 < rate < 3.3
+    assert len({one.forward_passes for one in found}) > 2  # each slot goes its own way
+
+
+def test_bytes_read_are_those_of_the_experts_met_and_of_all_other_weights(model) -> None:
+    served = Served(model, slots=1, block_length=BLOCK, length=16)
+    served.input_ids[0] = some_ids(SMALL, BLOCK)
+    served.starts[0] = 8
+    hidden = SMALL.hidden_size
+    with torch.no_grad():
+        chosen: list[Tensor] = []
+        hooks = [
+            layer.mlp.gate.register_forward_hook(lambda _gate, _inputs, output: chosen.append(output[0]))
+            for layer in model.model.layers[1:]
+        ]
+        model.step(served.input_ids, served.starts, served.cache)
+        for hook in hooks:
+            hook.remove()
+    met = sum(len(experts.unique()) for experts in chosen)
+    rows = (SMALL.num_attention_heads + 2 * SMALL.num_key_value_heads) * SMALL.head_dim
+    attention = rows * hidden + SMALL.num_attention_heads * SMALL.head_dim * hidden + 2 * SMALL.head_dim + 2 * hidden
+    shared, dense = 3 * hidden * SMALL.moe_intermediate_size, 3 * hidden * SMALL.intermediate_size
+    router = SMALL.num_experts * hidden
+    weights = 3 * attention + dense + 2 * (shared + router) + hidden + SMALL.vocab_size * hidden
+    weights += met * 3 * hidden * SMALL.moe_intermediate_size
+    cached = 8 * 2 * SMALL.num_hidden_layers * SMALL.num_key_value_heads * SMALL.head_dim
+    assert served.bytes_read() == 4 * (weights + cached)
+
+
+def test_all_modes_accept_the_same_tokens_and_the_formula_is_sglangs(model) -> None:
+    agreement = Agreement([*modes().values(), Mode("formula", low_confidence_formula, True, "")])
+    served = scripted(model, 3)
+    options = {"mask_id": MASK, "generation_length": 30, "block_length": BLOCK, "threshold": 0.95}
+    decoder = BatchDecoder(served, slots=3, device="cpu", post_process=agreement, **options)
+    prompts = [some_ids(SMALL, 5 + 3 * seed, seed).clamp(max=MASK - 1).tolist() for seed in range(6)]
+    found = {one.index: one.tokens.tolist() for one in decoder.decode(prompts)}
+    assert agreement.differing == {"sglang": 0, "fused": 0, "formula": 0}
+    assert agreement.accepted == 6 * 30
+    assert agreement.masked > agreement.accepted
+    ours = BatchDecoder(scripted(model, 3), slots=3, device="cpu", **options).decode(prompts)
+    assert {one.index: one.tokens.tolist() for one in ours} == found
+
+
+def test_a_mode_that_accepts_otherwise_is_counted() -> None:
+    def hasty(logits, input_ids, mask_id, threshold, **arguments) -> None:
+        dllm_post_process_fused(logits, input_ids, mask_id, threshold - 0.5, **arguments)
+
+    def left_over(logits, input_ids, mask_id, threshold, **arguments) -> None:
+        arguments["remaining"].zero_()
+
+    agreement = Agreement(reference_and(Mode("hasty", hasty, False, ""), Mode("idle", left_over, False, "")))
+    logits = torch.zeros(1, 3, 5)
+    logits[0, 0, 1] = 20  # sure
+    logits[0, 1, 2] = 2.1  # p = 0.67
+    ids, remaining = torch.full((1, 3), MASK), torch.zeros(1, dtype=torch.int32)
+    fixed = torch.zeros(1, 3, dtype=torch.bool)
+    agreement(logits, ids, MASK, 0.95, prompt_mask=fixed, exclude_ids=(MASK,), remaining=remaining)
+    assert agreement.differing == {"hasty": 1, "idle": 1}
+    assert ids.tolist() == [[1, MASK, MASK]]
+    assert remaining.tolist() == [2]
+    assert (agreement.steps, agreement.masked, agreement.accepted, agreement.undecidable) == (1, 3, 1, 0)
+
+
+def test_what_float32_cannot_decide_is_left_out() -> None:
+    threshold = 0.9
+    confidence = torch.tensor(
+        [
+            [0.9 + 5e-7, 0.95, 0.1, 0.1],  # at the threshold; another passes
+            [0.5, 0.5 + 5e-7, 0.5, 0.2],  # a tie in the fallback, of two that are masked
+            [0.5, 0.4, 0.3, 0.2],  # no tie
+        ]
+    )
+    masked = torch.tensor([[True] * 4, [True, True, False, True], [True] * 4])
+    expected = [[True, False, False, False], [True, True, False, False], [False] * 4]
+    assert undecidable(confidence, masked, threshold).tolist() == expected
+
+
+def record(**changes) -> EndToEnd:
+    """Made up: a reference whose steps take a fifth of its time, and a fused step that takes a fiftieth of it."""
+
+    def repeat(mode: str, number: int, seconds: float, outside: float) -> Repeat:
+        return Repeat("1 request", mode, number, seconds, 300, 100, 100, (8000.0,) * 100, (outside,) * 99, 3, "same")
+
+    made = {
+        "created": "2026-11-28T00:00:00+00:00",
+        "command": "python -m benchmarks e2e",
+        "seed": 0,
+        "environment": GPU,
+        "model": "made up",
+        "questions": "4 prompts",
+        "acceptance": "its own",
+        "modes": {"reference": "eager", "sglang": "its file", "fused": "ours"},
+        "threshold": 0.95,
+        "block_length": 32,
+        "generation_length": 256,
+        "loads": (Load("1 request", 1, 4),),
+        "repeats": tuple(
+            one
+            for number, drift in enumerate((1.0, 1.3, 1.1))  # a machine that slows down while it measures
+            for one in (
+                repeat("reference", number, 1.0 * drift, 2000.0 * drift),
+                repeat("sglang", number, 1.1 * drift, 3000.0 * drift),
+                repeat("fused", number, 0.82 * drift, 200.0 * drift),
+            )
+        ),
+        "agreed": (Agreed("1 request", 100, 3200, 1000, 300, 0, {"sglang": 0, "fused": 0}),),
+        "forwards": (Forward("1 request", 8000.0, 20_000_000_000),),
+        "device_us": {"1 request": 12.5},
+    }
+    return EndToEnd(**{**made, **changes})
+
+
+def test_gains_are_of_repeats_beside_each_other_and_the_bound_is_amdahls() -> None:
+    made = record()
+    assert made.gain("1 request", "fused") == pytest.approx(1 / 0.82)
+    assert made.gain("1 request", "sglang") == pytest.approx(1 / 1.1)
+    assert made.bound("1 request") == pytest.approx(1 / 0.8)
+    assert made.outside_us("1 request", "fused") == pytest.approx(220)
+
+
+def test_the_tables_say_what_was_measured(tmp_path, capsys) -> None:
+    results.save(record(), tmp_path / "e2e.json")
+    assert results.load(EndToEnd, tmp_path / "e2e.json") == record()
+    assert cli.main(["e2e", "--show", str(tmp_path / "e2e.json"), "--markdown"]) == 0
+    printed = capsys.readouterr().out
+    assert "| reference | 0.750 | 1.100 s | 272.73 token/s | 1.0x | 3.00 | 2200 us |" in printed
+    assert "| fused | 0.750 | 0.902 s | 332.59 token/s | +22.0% | 3.00 | 220 us |" in printed
+    assert "Gain of fused over reference +22.0%; Amdahl's bound" in printed
+    assert "+25.0%, 88% of it" in printed
+    assert "in SGLang on an H20: +4.6%" in printed
+    assert "takes 12.5 us of the GPU on such blocks, so 208 us a step are beyond it" in printed
+    assert "reads at least 20 GB: 2500 GB/s" in printed
+    assert "300 tokens accepted of 1,000 masked positions; accepted otherwise: sglang 0, fused 0" in printed
+    tables.show(record(), markdown=False)
+    assert "+22.0%" in capsys.readouterr().out
+
+
+def test_modes_that_went_different_ways_end_in_exit_code_1(tmp_path, capsys) -> None:
+    agreed = Agreed("1 request", 100, 3200, 1000, 300, 0, {"sglang": 2, "fused": 0})
+    results.save(record(agreed=(agreed,)), tmp_path / "e2e.json")
+    assert cli.main(["e2e", "--show", str(tmp_path / "e2e.json")]) == 1
+    assert "sglang accepts 2 tokens otherwise than reference" in " ".join(capsys.readouterr().out.split())
+    first, *rest = record().repeats
+    other = dataclasses.replace(first, digest="other")
+    results.save(record(repeats=(other, *rest)), tmp_path / "e2e.json")
+    assert cli.main(["e2e", "--show", str(tmp_path / "e2e.json")]) == 1
+    assert "the tokens differ between modes or repeats" in " ".join(capsys.readouterr().out.split())
+
+
+def test_every_mode_is_measured_on_every_load_and_takes_the_same_way(model) -> None:
+    prompts = [some_ids(SMALL, 5 + 3 * seed, seed).clamp(max=MASK - 1).tolist() for seed in range(5)]
+    task = runs.Task(prompts, lambda number, tokens: number != 1 and len(tokens) == 12, MASK, None, BLOCK, 12)
+    loads = [Load("1 request", 1, 2), Load("3 in parallel", 3, 7)]
+    steps: list[str] = []
+    made = runs.measure(
+        task, lambda slots: scripted(model, slots, task.cache_length), loads, list(modes().values()),
+        model="small", questions="some", acceptance="scripted", repeats=2, seed=0, progress=steps.append,
+    )  # fmt: skip
+    assert made.differences() == []
+    assert len(steps) == 2 * (1 + 3 * 3)
+    for load, correct in zip(loads, (1, 5), strict=True):
+        for mode in ("reference", "sglang", "fused"):
+            repeats = made.of(load.name, mode)
+            assert [one.repeat for one in repeats] == [0, 1]
+            for one in repeats:
+                assert (one.tokens, one.correct) == (load.requests * 12, correct)
+                assert len(one.forward_us) == one.passes
+                assert 0 < len(one.outside_us) < one.passes  # some steps are followed by a sequence that enters
+                assert sum(one.forward_us) < 1e6 * one.seconds
+    assert made.device_us == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can hold it")
+def test_what_cannot_be_run_here_is_said(capsys) -> None:
+    assert cli.main(["e2e", "--random"]) == 2
+    assert "--random: expected a GPU with 40 GB of memory or more; there is none here" in capsys.readouterr().err
+    assert cli.main(["e2e", "--random", "--gsm8k", "test.jsonl"]) == 2
+    assert "--gsm8k: expected a model that reads" in capsys.readouterr().err
+    assert cli.main(["e2e", "--repeats", "0"]) == 2
+    assert "--repeats: expected at least 1; got 0" in capsys.readouterr().err
