@@ -272,7 +272,7 @@ def _measure_and_judge(
     return run, judgement
 
 
-def _chosen(options: argparse.Namespace) -> tuple[list[workloads.Workload], list[workloads.Workload]]:
+def _chosen(options: argparse.Namespace) -> tuple[list[workloads.AnyWorkload], list[workloads.AnyWorkload]]:
     from rich.console import Console
 
     with Console(stderr=True).status("importing PyTorch"):

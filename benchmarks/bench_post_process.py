@@ -165,7 +165,7 @@ class _OnDevice:
 
     def track_bandwidth_share(self, found: Measured, workload: str) -> dict[str, Any]:
         """Bytes that must be read over the device's time, in percent of what the GPU can read: higher is better."""
-        percent = workloads.WORKLOADS[workload].bytes_read / limits.READ_GB_PER_S[found.device] / 10
+        percent = workloads.operations()[workload].bytes_read / limits.READ_GB_PER_S[found.device] / 10
         return _as_asv([percent / us for us in found.of(workload, "device_us")[0]])
 
     def track_peak_bytes(self, found: Measured, workload: str) -> int:
@@ -202,7 +202,7 @@ class QuickOnDevice(_Quick, _OnDevice):
 
 
 class OthersOnDevice(_Others, _OnDevice):
-    params = (list(OTHERS),)
+    params = ([name for name in OTHERS if name in workloads.operations()],)
 
 
 class Compiled:

@@ -102,7 +102,12 @@ def _measured(options: argparse.Namespace) -> results.KernelTable:
     from benchmarks.measure.table import measure_table
 
     gpu = torch.cuda.is_available()
-    chosen, skipped = (named, []) if named else workloads.select(None, gpu=gpu, quick=options.quick)
+    chosen, skipped = named, []
+    if not named:
+        chosen, skipped = (
+            [one for one in some if isinstance(one, workloads.Workload)]
+            for some in workloads.select(None, gpu=gpu, quick=options.quick)
+        )
     if gpu and not named and not options.quick:
         chosen = workloads.with_warm(chosen, torch.cuda.get_device_properties(0).L2_cache_size)
     with session.progress("Measuring", len(chosen)) as step:

@@ -17,9 +17,9 @@ from enum import Enum
 from benchmarks import stats
 from benchmarks.machine_code import WHAT
 from benchmarks.noise import ALONE, pair_name
-from benchmarks.policy import CLOCKS, Policy, slowdown_tolerance
+from benchmarks.policy import Policy, judged_clocks, slowdown_tolerance
 from benchmarks.results import AcceptedSlowdown, Baseline, BaselineEntry, Noise, NoiseRecord, Run, Series, Strict
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import WORKLOADS, clocks_of
 
 COUNTED = {"launches": "launches", "synchronizations": "waits of the host", "allocations": "allocations on the device"}
 LEAST_PAIRS = 3  # of a process, for its middle to be one
@@ -97,14 +97,19 @@ def judge(run: Run, case: Case) -> Judgement:
         if record is not None and record.device != run.environment.device:
             raise ValueError(f"{name}: it was taken on {record.device}; the run on {run.environment.device}")
     for workload, entries in (case.baseline.entries if case.baseline else {}).items():
-        if set(entries) != CLOCKS[run.environment.device_type]:
-            wanted = ", ".join(sorted(CLOCKS[run.environment.device_type]))
+        if set(entries) != (clocks := judged_clocks(run.environment.device_type, workload)):
+            wanted = ", ".join(sorted(clocks))
             raise ValueError(f"baseline: expected {workload} on {wanted}, as the run; got {', '.join(entries)}")
     every = tuple(dict.fromkeys([*run.workloads, *(check.workload for check in run.checks), *case.expects()]))
-    clocks = case.policy.floors[run.environment.device_type]
-    of_clock = {clock: 1 + (run.base is not None) + _has_limit(case, clock) for clock in clocks}
-    judge = _Judge(run, case, comparisons=max(1, len(every) * sum(of_clock.values())))
-    verdicts = [verdict for workload in every for clock in clocks for verdict in judge.answers(workload, clock)]
+    pairs = [
+        (workload, clock)
+        for workload in every
+        for clock in case.policy.floors[run.environment.device_type]
+        if clock in judged_clocks(run.environment.device_type, workload)
+    ]
+    comparisons = sum(1 + (run.base is not None) + _has_limit(case, clock) for _, clock in pairs)
+    judge = _Judge(run, case, max(1, comparisons))
+    verdicts = [verdict for workload, clock in pairs for verdict in judge.answers(workload, clock)]
     verdicts += [verdict for workload in every for verdict in judge.counted(workload)]
     return Judgement(tuple(verdicts), tuple(_notes(run, case)))
 
@@ -147,7 +152,8 @@ class _Judge:
 
     def counted(self, workload: str) -> list[Verdict]:
         """Launches, waits and allocations of a call are counted, not timed: one more than base's is one too many."""
-        if self.run.base is None or self.device_type != "cuda" or workload not in self.run.workloads:
+        is_one_call = "device_us" in clocks_of(workload)
+        if self.run.base is None or self.device_type != "cuda" or workload not in self.run.workloads or not is_one_call:
             return []
         head, base = (self.run.counts.get(side, {}).get(workload, {}) for side in ("head", "base"))
         if not head.get("launches") or not base:  # no call is without a launch
@@ -263,7 +269,7 @@ class _Judge:
         series = speedup_series(self.run, workload, clock)
         baseline = self.case.baseline
         entry = baseline.of(workload, clock, self.reference) if baseline else None
-        floor = self.policy.floors[self.device_type][clock]
+        floor = self.policy.floor(self.device_type, workload, clock)
         bound, of_what = floor, "floor"
         if entry is not None and entry.speedup * (1 - entry.tolerance) > bound:
             bound = entry.speedup * (1 - entry.tolerance)
@@ -362,7 +368,8 @@ def _notes(run: Run, case: Case) -> list[str]:
     if environment.dirty:
         notes.append("The working tree has uncommitted changes: this run enters no history.")
     if run.skipped:
-        notes.append(f"Left out, because they need a GPU: {', '.join(run.skipped)}.")
+        why = "they need a GPU" if environment.device_type == "cpu" else "the base commit is too old for them"
+        notes.append(f"Left out, because {why}: {', '.join(run.skipped)}.")
     for clock, what in (("graph_us", "In a CUDA graph"), ("host_us", "Until the call returns")):
         if told := _medians(run, clock):
             notes.append(f"{what}, microseconds a call, recorded and not judged: {told}.")

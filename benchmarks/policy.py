@@ -8,8 +8,14 @@ from dataclasses import dataclass, field
 from benchmarks import stats
 from benchmarks.noise import pair_name
 from benchmarks.results import Noise, NoiseRecord, Run, Series, Strict
+from benchmarks.workloads import WORKLOADS, Decoding, clocks_of
 
 CLOCKS = {"cuda": {"device_us", "call_us"}, "cpu": {"call_us"}}  # that are judged
+
+
+def judged_clocks(device_type: str, workload: str) -> set[str]:
+    """The clocks that a workload is judged on."""
+    return CLOCKS[device_type] & clocks_of(workload)
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class Policy(Strict):
             "cpu": {"call_us": 1.0},
         }
     )
+    # Of sequences decoded with the operation, whose model no step makes faster.
+    decoding_floor: float = 1.0
     # Largest slowdown against the base commit in the same job, where the noise allows to see it.
     slowdowns: dict[str, dict[str, float]] = field(
         default_factory=lambda: {"cuda": {"device_us": 0.01, "call_us": 0.05}, "cpu": {"call_us": 0.05}}
@@ -55,6 +63,11 @@ class Policy(Strict):
             if not CLOCKS["cuda"] <= set(shares) or not all(0 < share < 1 for share in shares.values()):
                 clocks = ", ".join(sorted(CLOCKS["cuda"]))
                 raise ValueError(f"policy: expected {name} for {clocks}, between 0 and 1; got {shares}")
+
+    def floor(self, device_type: str, workload: str, clock: str) -> float:
+        """Least speedup over the reference."""
+        decoding = isinstance(WORKLOADS.get(workload), Decoding)
+        return self.decoding_floor if decoding else self.floors[device_type][clock]
 
     def look_error(self) -> float:
         """Of one look's one-sided intervals."""

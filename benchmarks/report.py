@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.gate import Judgement, Status, Verdict
 from benchmarks.results import KernelTable, Run
 from benchmarks.stats import Interval
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import operations
 
 MARKS = {Status.PASS: "PASS", Status.REGRESSION: "REGRESSION", Status.INCONCLUSIVE: "INCONCLUSIVE"}
 COLOURS = {Status.PASS: "green", Status.REGRESSION: "red", Status.INCONCLUSIVE: "yellow"}
@@ -45,8 +45,8 @@ def _row(verdict: Verdict) -> Row:
     if verdict.ratio is None or verdict.fused_us is None or verdict.beside_us is None:
         return Row(*name, "-", "-", verdict.question, "-", "-", verdict.status, reason)
     bandwidth = "-"
-    if verdict.clock == "device_us" and verdict.workload in WORKLOADS:
-        bandwidth = f"{WORKLOADS[verdict.workload].bytes_read / verdict.fused_us / 1e3:.0f}"
+    if verdict.clock == "device_us" and verdict.workload in operations():
+        bandwidth = f"{operations()[verdict.workload].bytes_read / verdict.fused_us / 1e3:.0f}"
     return Row(
         *name,
         microseconds(verdict.fused_us),

@@ -141,7 +141,7 @@ class Run(Record):
     environment: Environment  # with the commit of the state that is measured
     base: State | None  # the state that it is compared with
     workloads: tuple[str, ...]  # that were to be measured
-    skipped: tuple[str, ...]  # that this machine leaves out
+    skipped: tuple[str, ...]  # that this machine leaves out, or that base is too old for
     clock_methods: dict[str, str]  # how each clock was read
     checks: tuple[Check, ...]
     series: tuple[Series, ...]

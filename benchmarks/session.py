@@ -16,14 +16,14 @@ MORE_PROCESSES = 3  # for workloads in doubt, at every further look
 
 
 def judged(
-    chosen: Sequence[workloads.Workload],
+    chosen: Sequence[workloads.AnyWorkload],
     judge: Callable[[results.Run], gate.Judgement],
     *,
     title: str = "Measuring",
     looks: int = Policy().looks,
     head: Side = INSTALLED,
     base: Side | None = None,
-    skipped: Sequence[workloads.Workload] = (),
+    skipped: Sequence[workloads.AnyWorkload] = (),
     processes: int | None = None,
     seed: int = 0,
     keep: Callable[[results.Run], None] = lambda run: None,
@@ -49,12 +49,12 @@ def judged(
 
 
 def measured(
-    chosen: Sequence[workloads.Workload],
+    chosen: Sequence[workloads.AnyWorkload],
     *,
     title: str = "Measuring",
     head: Side = INSTALLED,
     base: Side | None = None,
-    skipped: Sequence[workloads.Workload] = (),
+    skipped: Sequence[workloads.AnyWorkload] = (),
     processes: int | None = None,
     seed: int = 0,
     first_process: int = 0,
@@ -109,7 +109,7 @@ def case_of(run: results.Run, require_baseline: bool = False, asked: Sequence[st
         raise ValueError(f"baseline: none for {device}, expected {path}; see `baseline --help`")
     baseline = results.load(results.Baseline, path) if path.exists() else None
     whole = [workload.name for workload in workloads.select(None, gpu=gpu)[0]]
-    whole += baseline.entries if baseline else []
+    whole = [name for name in [*whole, *(baseline.entries if baseline else ())] if name not in run.skipped]
     return gate.Case(
         baseline=baseline,
         noise=noise_of(device),

@@ -2,6 +2,7 @@
 
 A name is BxLxV-dtype-share: blocks, positions a block, vocabulary, dtype of the logits, percent of positions masked.
 With `-warm` every call reads the same logits, which then lie in the cache, as right after the model has written them.
+`decode-` before it stands for whole sequences instead of one call: see `Decoding`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,7 @@ class Workload:
     dtype: str
     masked_percent: int
     warm: bool = False
+    clocks: ClassVar[frozenset[str]] = frozenset({"device_us", "call_us", "graph_us"})  # that it is measured on
 
     @property
     def name(self) -> str:
@@ -61,30 +63,68 @@ class Workload:
         return self.batch >= 32 or self.warm
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """Sequences decoded side by side, from prompt to last token, and what of that is not the model: a small model of
+    random weights but for its vocabulary, and a script of what it is sure of (`benchmarks.e2e`). A sample is one
+    decoding of DECODED_TOKENS in every slot, and the reference is the loop with the reference's step."""
+
+    batch: int  # sequences
+    block_length: int
+    vocab: int
+    dtype: str
+    clocks: ClassVar[frozenset[str]] = frozenset({"call_us"})
+    needs_gpu: ClassVar[bool] = True  # on a CPU the model takes all of the time
+
+    @property
+    def name(self) -> str:
+        return f"decode-{self.batch}x{self.block_length}x{self.vocab}-{self.dtype}"
+
+    @property
+    def mask_id(self) -> int:
+        return MASK_IDS.get(self.vocab, self.vocab - 1)  # which the model has to know
+
+    @property
+    def logits_bytes(self) -> int:
+        return self.batch * self.block_length * self.vocab * BYTES[self.dtype]
+
+
+AnyWorkload = Workload | Decoding
+
+
 def _shares(batch: int, block_length: int, vocab: int, dtype: str, *percents: int) -> list[Workload]:
     return [Workload(batch, block_length, vocab, dtype, percent) for percent in percents]
 
 
-WORKLOADS: dict[str, Workload] = {
-    workload.name: workload
-    for workload in (
-        *_shares(1, 32, 128000, "fp16", 100, 50, 6),  # the shape the project began with
-        *_shares(1, 32, 157184, "bf16", 100, 50, 6),  # LLaDA2, one sequence
-        *_shares(4, 32, 157184, "bf16", 100, 50, 6),
-        *_shares(32, 32, 157184, "bf16", 100),
-        *_shares(128, 32, 157184, "bf16", 100, 50, 6),
-        *_shares(1, 32, 157184, "fp32", 100),  # what SGLang passes
-        *_shares(1, 32, 126464, "bf16", 100),  # LLaDA
-        *_shares(8, 4, 151936, "bf16", 100),  # SDAR
-        *_shares(1, 32, 50257, "fp16", 100),  # rows that do not start on 16 bytes
-        Workload(1, 32, 128000, "fp16", 100, warm=True),
-        Workload(1, 32, 157184, "bf16", 100, warm=True),
-    )
-}
+# A workload enters together with its baseline and its known noise, measured on the device (`tests/test_baselines.py`).
+_REGISTERED: tuple[AnyWorkload, ...] = (
+    *_shares(1, 32, 128000, "fp16", 100, 50, 6),  # the shape the project began with
+    *_shares(1, 32, 157184, "bf16", 100, 50, 6),  # LLaDA2, one sequence
+    *_shares(4, 32, 157184, "bf16", 100, 50, 6),
+    *_shares(32, 32, 157184, "bf16", 100),
+    *_shares(128, 32, 157184, "bf16", 100, 50, 6),
+    *_shares(1, 32, 157184, "fp32", 100),  # what SGLang passes
+    *_shares(1, 32, 126464, "bf16", 100),  # LLaDA
+    *_shares(8, 4, 151936, "bf16", 100),  # SDAR
+    *_shares(1, 32, 50257, "fp16", 100),  # rows that do not start on 16 bytes
+    Workload(1, 32, 128000, "fp16", 100, warm=True),
+    Workload(1, 32, 157184, "bf16", 100, warm=True),
+)
+WORKLOADS = {workload.name: workload for workload in _REGISTERED}
 QUICK = ("1x32x128000-fp16-100", "1x32x157184-bf16-100", "1x32x157184-bf16-50", "8x4x151936-bf16-100")
-
+DECODED_TOKENS = 64
 
 _NAME = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)-([a-z0-9]+)-(\d+)(-warm)?")
+
+
+def operations() -> dict[str, Workload]:
+    """The registered workloads that are one call."""
+    return {name: workload for name, workload in WORKLOADS.items() if isinstance(workload, Workload)}
+
+
+def clocks_of(name: str) -> frozenset[str]:
+    """That the workload of that name, registered today or not, is measured on."""
+    return WORKLOADS[name].clocks if name in WORKLOADS else Workload.clocks
 
 
 def parse(name: str) -> Workload:
@@ -118,7 +158,7 @@ def with_warm(chosen: Iterable[Workload], cache_bytes: int) -> list[Workload]:
     return list(dict.fromkeys(both))
 
 
-def select(names: list[str] | None, *, gpu: bool, quick: bool = False) -> tuple[list[Workload], list[Workload]]:
+def select(names: list[str] | None, *, gpu: bool, quick: bool = False) -> tuple[list[AnyWorkload], list[AnyWorkload]]:
     """Workloads to measure here, and those that this machine leaves out because they need a GPU.
 
     `names` are exact, and count once; a name asked for by hand is measured anywhere.

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as cli
-from benchmarks import results
+from benchmarks import results, workloads
 from benchmarks.e2e import checkpoint, runs, tables
 from benchmarks.e2e.record import Agreed, EndToEnd, Forward, Load, Repeat
 from benchmarks.e2e.serving import Script, Served
 from benchmarks.e2e.steps import Agreement, Mode, low_confidence_formula, modes, undecidable
+from benchmarks.measure.bench import open_bench
+from benchmarks.workloads import Decoding
 from dllm_kernels import BatchDecoder, decode, dllm_post_process_fused, dllm_post_process_reference
 from tests.records import GPU
 from tests.test_llada2 import SMALL, made_up, some_ids, write
@@ -267,3 +269,48 @@ def test_what_cannot_be_run_here_is_said(capsys) -> None:
     assert "--gsm8k: expected a model that reads" in capsys.readouterr().err
     assert cli.main(["e2e", "--repeats", "0"]) == 2
     assert "--repeats: expected at least 1; got 0" in capsys.readouterr().err
+
+
+DECODING = Decoding(2, 8, 300, "fp32")
+
+
+@pytest.fixture
+def small_decoding(monkeypatch):
+    monkeypatch.setitem(workloads.WORKLOADS, DECODING.name, DECODING)
+    return open_bench(DECODING.name, seed=0)
+
+
+def test_a_workload_of_sequences_is_checked_and_timed_in_turns(small_decoding) -> None:
+    checked = small_decoding.check()
+    assert checked["passed"], checked
+    assert checked["detail"].endswith("of 2 sequences")
+    assert checked["digest"] != open_bench(DECODING.name, seed=1).check()["digest"]
+    small_decoding.warm_up()
+    assert small_decoding.begin("call_us") == ["reference", "fused"]
+    samples = small_decoding.sample("fused", 2)
+    passes = len(small_decoding.served.timeline.passes)
+    assert len(samples) == 2
+    assert passes > workloads.DECODED_TOKENS / 8
+    assert all(us > 1e-3 * sum(small_decoding.served.timeline.forward_us()) for us, *_ in samples)
+    assert small_decoding.end() == []
+    small_decoding.close()
+
+
+def test_a_fused_step_that_accepts_otherwise_fails_the_check(small_decoding, monkeypatch) -> None:
+    def hasty(logits, input_ids, mask_id, threshold, **arguments) -> None:
+        dllm_post_process_fused(logits, input_ids, mask_id, 0.001, **arguments)
+
+    small_decoding.modes[1] = Mode("fused", hasty, False, "")
+    checked = small_decoding.check()
+    assert not checked["passed"]
+    assert "tokens are accepted otherwise than by the reference" in checked["detail"]
+
+
+def test_a_package_without_the_loop_is_not_measured_if_it_is_the_base(small_decoding, monkeypatch) -> None:
+    import dllm_kernels
+
+    monkeypatch.delattr(dllm_kernels, "BatchDecoder")
+    absent = open_bench(DECODING.name, seed=0)
+    reply = absent.check()
+    assert (reply["passed"], reply["absent"]) == (False, True)
+    absent.close()

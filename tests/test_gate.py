@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
-from benchmarks import stats
+from benchmarks import session, stats
 from benchmarks.gate import Case, Status, judge
 from benchmarks.policy import Policy, baseline_tolerance, slowdown_tolerance
 from benchmarks.results import AcceptedSlowdown, BaselineEntry, Block, Check, GpuState
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import WORKLOADS, Decoding
 from tests.records import CPU, GPU, NAME, OTHER, make_baseline, make_compared, make_noise, make_run, steady
 
 POLICY = Policy()
@@ -438,4 +438,46 @@ def test_calls_inside_a_graph_are_told_and_not_judged():
     assert {verdict.clock for verdict in judgement.verdicts} == {"device_us", "call_us"}
     assert f"In a CUDA graph, microseconds a call, recorded and not judged: {NAME} 5.00 beside 60.00 (reference)." in (
         judgement.notes
+    )
+
+
+DECODING = Decoding(1, 32, 157184, "bf16")
+DECODE = DECODING.name
+
+
+@pytest.fixture
+def _decoding(monkeypatch):
+    monkeypatch.setitem(WORKLOADS, DECODE, DECODING)
+
+
+@pytest.mark.usefixtures("_decoding")
+@pytest.mark.parametrize(("speedup", "status"), [(1.2, Status.PASS), (0.9, Status.REGRESSION)])
+def test_decoding_must_not_be_slower_than_with_the_reference_and_is_judged_on_the_host_clock_alone(speedup, status):
+    run = make_run({(DECODE, "call_us"): [speedup * s for s in (0.998, 0.999, 1.001, 1.002)]})
+    (verdict,) = judge_(run, POLICY, None, [DECODE]).verdicts
+    assert (verdict.workload, verdict.clock, verdict.status) == (DECODE, "call_us", status)
+    assert f"{1.0:.2f}x (floor)" in verdict.reason
+
+
+@pytest.mark.usefixtures("_decoding")
+def test_decoding_beside_a_base_needs_no_launches_counted():
+    spread = (0.998, 0.999, 1.001, 1.002)
+    run = make_run(
+        {(DECODE, "call_us"): [1.2 * s for s in spread]}, slowdowns={(DECODE, "call_us"): list(spread)}, counts={}
+    )
+    judgement = judge_(run, POLICY, None, [DECODE], noise=make_noise(workload=DECODE))
+    assert [(verdict.question, verdict.status) for verdict in judgement.verdicts] == [
+        ("slowdown", Status.PASS),
+        ("speedup", Status.PASS),
+    ]
+
+
+@pytest.mark.usefixtures("_decoding")
+def test_what_base_is_too_old_for_is_left_out_and_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(session, "BASELINES", tmp_path)
+    run = make_compared(skipped=(DECODE,))
+    assert DECODE not in session.case_of(run).expected
+    assert NAME in session.case_of(run).expected
+    assert any(
+        note == f"Left out, because the base commit is too old for them: {DECODE}." for note in judge(run, Case()).notes
     )

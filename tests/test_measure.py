@@ -19,7 +19,7 @@ import torch
 import dllm_kernels
 from benchmarks import measure, results, workloads
 from benchmarks.measure import sides
-from benchmarks.measure.bench import Bench
+from benchmarks.measure.bench import Bench, open_bench
 from benchmarks.measure.nursery import Nursery
 from benchmarks.results import GpuState, State
 from benchmarks.workloads import Workload
@@ -48,8 +48,8 @@ class _InThisProcess:
     def send(self, do, **arguments):
         self.asked.append(do)
         if do == "open":
-            self.bench = Bench(**arguments)
-            self.inputs = self.bench.draws[0]
+            self.bench = open_bench(**arguments)
+            self.inputs = self.bench.draws[0] if isinstance(self.bench, Bench) else None
             self.reply = self.bench.check()
         else:
             self.reply = getattr(self.bench, do)(**arguments)
@@ -317,6 +317,22 @@ def test_fresh_processes_make_a_record(tmp_path):
     assert all(check.passed for check in run.checks)
     results.save(run, tmp_path / "run.json")
     assert results.load(results.Run, tmp_path / "run.json") == run
+
+
+@pytest.mark.parametrize(("lacks_it", "left_out"), [("base", True), ("head", False)])
+def test_a_base_that_cannot_be_asked_is_left_out_and_a_head_that_cannot_is_wrong(tiny, lacks_it, left_out):
+    class Old(_InThisProcess):
+        def send(self, do, **arguments):
+            super().send(do, **arguments)
+            if do == "open":
+                self.reply = {"passed": False, "detail": "the package has no such thing", "digest": "", "absent": True}
+
+    conductor = measure._Conductor("cpu", 5, None)
+    workers = {side: Old() if side == lacks_it else _InThisProcess() for side in ("head", "base")}
+    conductor.measure_workload(TINY, {0: workers})
+    assert conductor.series == []
+    assert list(conductor.absent) == ([TINY.name] if left_out else [])
+    assert [check.passed for check in conductor.checks] == ([] if left_out else [False])
 
 
 @pytest.fixture

@@ -84,11 +84,11 @@ def has_gpu() -> bool:
 
 
 def measure(
-    chosen: Sequence[workloads.Workload],
+    chosen: Sequence[workloads.AnyWorkload],
     *,
     head: Side = INSTALLED,
     base: Side | None = None,
-    skipped: Sequence[workloads.Workload] = (),
+    skipped: Sequence[workloads.AnyWorkload] = (),
     processes: int = 3,
     seed: int = 0,
     first_process: int = 0,
@@ -124,8 +124,8 @@ def measure(
         seed=seed,
         environment=environment,
         base=None if base is None else base.state,
-        workloads=tuple(w.name for w in chosen),
-        skipped=tuple(w.name for w in skipped),
+        workloads=tuple(w.name for w in chosen if w.name not in conductor.absent),
+        skipped=(*(w.name for w in skipped), *conductor.absent),
         clock_methods=CLOCK_METHODS[environment.device_type],
         checks=tuple(conductor.checks),
         series=tuple(conductor.series),
@@ -182,13 +182,14 @@ class _Conductor:
         # and 165 us on another; two processes on one agreed within 2 %, each on its own within 27 %.
         self.cores: dict[int, int | None] = {}
         self.checks: list[Check] = []
+        self.absent: dict[str, None] = {}  # workloads that base is too old for
         self.series: list[Series] = []
         self.blocks: list[Block] = []
         self.counts: dict[str, dict[str, dict[str, int]]] = {}
 
     def measure_workload(
         self,
-        workload: workloads.Workload,
+        workload: workloads.AnyWorkload,
         started: dict[int, dict[str, Worker]],
         progress: Progress | None = None,
     ) -> None:
@@ -209,7 +210,12 @@ class _Conductor:
                 worker.send("open", workload=workload, seed=self.seed + 1000 * process)
         correct = {}
         for process, workers in group.items():
-            passed, detail = _check_of({name: worker.receive() for name, worker in workers.items()})
+            replies = {name: worker.receive() for name, worker in workers.items()}
+            if replies.get("base", {}).get("absent") and not replies["head"].get("absent"):
+                self.absent[workload] = None
+                correct[process] = False
+                continue
+            passed, detail = _check_of(replies)
             self.checks.append(Check(workload, process, passed, detail))
             correct[process] = passed
         return correct
@@ -222,7 +228,7 @@ class _Conductor:
                 self.counts.setdefault(name, {})[workload] = counts
         rng = random.Random(f"{self.seed} {process} {workload}")
         for clock in CALLS[self.device]:
-            if clock == "graph_us" and process > 0:
+            if clock not in workloads.clocks_of(workload) or (clock == "graph_us" and process > 0):
                 continue  # one process is enough for what is not judged
             self._measure_clock(workload, process, clock, workers, rng)
 

@@ -63,6 +63,15 @@ def start(package_folder: Path | None) -> dict[str, Any]:
     return dataclasses.asdict(machine.describe_environment())
 
 
+def open_bench(workload: str, seed: int) -> Any:
+    """What measures that workload: a `Bench`, or for sequences a `benchmarks.e2e.bench.DecodingBench`."""
+    if isinstance(workloads.WORKLOADS.get(workload), workloads.Decoding):
+        from benchmarks.e2e.bench import DecodingBench
+
+        return DecodingBench(workload, seed)
+    return Bench(workload, seed)
+
+
 class Bench:
     """One workload in one process. Its public methods are the commands of the worker."""
 

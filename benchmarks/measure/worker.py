@@ -110,15 +110,15 @@ def _work(stream: Any, package_folder: Path | None) -> None:
     if package_folder:
         sys.path.insert(0, str(package_folder))
     _load_benchmarks(HERE.parent)
-    from benchmarks.measure.bench import Bench, start
+    from benchmarks.measure.bench import open_bench, start
 
     _reply(stream, start(package_folder))
-    bench: Bench | None = None
+    bench: Any = None
     for line in stream:
         command: dict[str, Any] = json.loads(line)
         do = command.pop("do")
         if do == "open":
-            bench = Bench(**command)
+            bench = open_bench(**command)
             _reply(stream, bench.check())
         else:
             assert bench is not None, "a command before 'open'"
