@@ -4,10 +4,14 @@
 #   CONSTRAINTS  the pins; by default those for a GPU if there is one
 #   VENV_ARGS    --system-site-packages uses a PyTorch that is installed already
 #   ARGS         more arguments for the command, as in: make bench ARGS=--quick
+#   WORKERS      tests beside each other                           (one a processor; on a GPU, one after the other)
+#   COVERAGE     what `make test` measures of branches; empty, it takes half of the time
 
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints/$(if $(shell command -v nvidia-smi),gpu,cpu).txt
+WORKERS ?= $(if $(shell command -v nvidia-smi),0,auto)
+COVERAGE ?= --cov --cov-report=term
 IMAGE ?= dllm-kernels
 # More arguments for `docker build`.
 IMAGE_ARGS ?=
@@ -44,7 +48,7 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks bench $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(COVERAGE) $(ARGS)
 
 test-workflows: $(READY)
 	@$(BIN)/python -m pytest tests/workflows $(ARGS)

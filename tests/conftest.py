@@ -1,8 +1,15 @@
-"""Where the tests run: Triton's interpreter without a GPU, else the GPU; and how often the undecidable band was met."""
+"""Where the tests run: Triton's interpreter without a GPU, else the GPU; which of them have the machine to themselves;
+and how often the undecidable band was met."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,12 +31,51 @@ def pytest_configure() -> None:
     InterpreterBuilder.create_maxnumf = lambda self, left, right: self.binary_op(left, right, numpy.fmax)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
+    """Beside each other, tests run one thread each; those that measure run alone, with all threads.
+
+    Nobody passes the turnstile while a test that measures waits behind it: else it would wait for all the others.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    alone = item.get_closest_marker("measures") is not None
+    threads = torch.get_num_threads()
+    with ExitStack() as stack:
+        places = (
+            Path(tempfile.gettempdir()) / f"dllm-kernels-tests-{os.getuid()}-{name}"
+            for name in ("turnstile", "machine")
+        )
+        turnstile, machine = (stack.enter_context(place.open("w")) for place in places)
+        fcntl.flock(turnstile, fcntl.LOCK_EX)
+        fcntl.flock(machine, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        if not alone:
+            fcntl.flock(turnstile, fcntl.LOCK_UN)
+            torch.set_num_threads(1)
+        stack.callback(torch.set_num_threads, threads)
+        return (yield)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.get_closest_marker("measures"):
+            item.add_marker(pytest.mark.xdist_group("measures"))
         if item.get_closest_marker("gpu") and not HAS_GPU:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; none here"))
         if item.get_closest_marker("two_gpus") and torch.cuda.device_count() < 2:
             item.add_marker(pytest.mark.skip(reason=f"needs two CUDA GPUs; {torch.cuda.device_count()} here"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["band"] = (oracle.BAND.rows, oracle.BAND.met)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    rows, met = getattr(node, "workeroutput", {}).get("band", (0, 0))
+    oracle.BAND.rows += rows
+    oracle.BAND.met += met
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+import dllm_kernels
 from benchmarks import workloads
 from benchmarks.e2e import checkpoint
 from benchmarks.e2e.llada2 import LLADA2_MINI
@@ -29,8 +30,6 @@ class DecodingBench:
     """One workload of sequences in one process. Its public methods are the commands of the worker, as `Bench` has."""
 
     def __init__(self, workload: str, seed: int) -> None:
-        import dllm_kernels
-
         kind = workloads.WORKLOADS[workload]
         assert isinstance(kind, workloads.Decoding)
         self.workload = kind
@@ -66,9 +65,7 @@ class DecodingBench:
         self.decoders = {mode.name: self._decoder(mode.post_process, self.cuda) for mode in self.modes}
 
     def _decoder(self, post_process: Any, capture: bool) -> Any:
-        from dllm_kernels import BatchDecoder
-
-        return BatchDecoder(
+        return dllm_kernels.BatchDecoder(
             self.served,
             slots=self.workload.batch,
             device=self.served.starts.device,

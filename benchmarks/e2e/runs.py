@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
+import dllm_kernels
 from benchmarks.e2e.record import Agreed, EndToEnd, Forward, Load, Repeat
 from benchmarks.e2e.serving import Served
 from benchmarks.e2e.steps import Agreement, Mode
 from benchmarks.measure import machine
-from dllm_kernels import BatchDecoder
 
 Progress = Callable[[str], None]
 
@@ -99,8 +99,10 @@ def measure(
     )
 
 
-def decoder(task: Task, served: Served, load: Load, post_process: Callable[..., None], capture: bool) -> BatchDecoder:
-    return BatchDecoder(
+def decoder(
+    task: Task, served: Served, load: Load, post_process: Callable[..., None], capture: bool
+) -> dllm_kernels.BatchDecoder:
+    return dllm_kernels.BatchDecoder(
         served,
         slots=load.slots,
         device=served.starts.device,
@@ -120,7 +122,7 @@ def _once(
     load: Load,
     mode: Mode,
     repeat: int,
-    decoder: BatchDecoder,
+    decoder: dllm_kernels.BatchDecoder,
     prompts: Sequence[Sequence[int]],
 ) -> Repeat:
     cuda = served.timeline.cuda

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import dllm_kernels
 from benchmarks import engines
-from dllm_kernels import dllm_post_process_fused, dllm_post_process_reference
 
 TOLERANCE = 1e-6  # around the threshold, and between two confidences, within which either outcome is right
 
@@ -32,9 +32,11 @@ def modes() -> dict[str, Mode]:
     except engines.NotFetchedError as error:
         shipped = Mode("sglang", low_confidence_formula, True, f"the formula of SGLang's LowConfidence; {error}")
     found = (
-        Mode("reference", dllm_post_process_reference, False, "dllm_post_process_reference, eager PyTorch"),
+        Mode(
+            "reference", dllm_kernels.dllm_post_process_reference, False, "dllm_post_process_reference, eager PyTorch"
+        ),
         shipped,
-        Mode("fused", dllm_post_process_fused, False, "dllm_post_process_fused"),
+        Mode("fused", dllm_kernels.dllm_post_process_fused, False, "dllm_post_process_fused"),
     )
     return {mode.name: mode for mode in found}
 
@@ -100,7 +102,7 @@ class Agreement:
     ) -> None:
         masked = (input_ids == mask_id) & ~prompt_mask
         confidence = torch.empty(input_ids.shape, dtype=torch.float32, device=input_ids.device)
-        dllm_post_process_reference(
+        dllm_kernels.dllm_post_process_reference(
             logits, input_ids.clone(), mask_id, threshold,
             prompt_mask=prompt_mask, exclude_ids=exclude_ids, confidence=confidence,
         )  # fmt: skip

@@ -1,1 +1,0 @@
-"""Decoding from prompt to answer, with and without the fused step: model, checkpoints, prompts, and what they took."""
