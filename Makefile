@@ -27,7 +27,7 @@ READY := $(VENV)/.ready
 # What the workflows' own steps need, without PyTorch: seconds instead of minutes.
 SERVICE := $(VENV)-service
 
-.PHONY: help bench test test-workflows test-containers lint codegen format dashboard clean
+.PHONY: help bench test sanitize test-workflows test-containers lint codegen format dashboard clean
 .PHONY: image pin-image pinned in-image remove-images commits benchmarks service
 
 help:
@@ -41,6 +41,7 @@ help:
 	@echo "make pin-image  write the digest of the image's base into the Dockerfile, from its registry"
 	@echo "make pinned     fail where the Dockerfile names its base without a digest"
 	@echo "make test-containers  build the image with a real Docker engine, and run its commands"
+	@echo "make sanitize   run the kernels' tests under NVIDIA's compute-sanitizer, on a GPU"
 	@echo "make test-workflows   run the workflows, with act, on repositories made for it"
 	@echo "make clean      remove everything that the others made"
 
@@ -48,7 +49,10 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks bench $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(COVERAGE) $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(COVERAGE) $(ARGS)
+
+sanitize: $(READY)
+	@$(BIN)/python -m pytest tests/sanitizer $(ARGS)
 
 test-workflows: $(READY)
 	@$(BIN)/python -m pytest tests/workflows $(ARGS)

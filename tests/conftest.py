@@ -57,9 +57,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Modules are dealt in this order: what takes half of the time does not begin last.
+    items.sort(key=lambda item: item.path.name != "test_post_process.py")
     for item in items:
-        if item.get_closest_marker("measures"):
-            item.add_marker(pytest.mark.xdist_group("measures"))
         if item.get_closest_marker("gpu") and not HAS_GPU:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; none here"))
         if item.get_closest_marker("two_gpus") and torch.cuda.device_count() < 2:

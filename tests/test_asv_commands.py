@@ -21,8 +21,6 @@ from benchmarks.history.machine import this_machine
 from benchmarks.history.points import commits_of, read
 from benchmarks.history.survey import survey
 
-pytestmark = pytest.mark.xdist_group("asv")  # one repository for all of them, in turn
-
 ROOT = Path(__file__).parent.parent
 PACKAGE = """
 __version__ = "0"

@@ -21,8 +21,6 @@ from benchmarks.results import Check, Environment, Run, Series
 from benchmarks.site import command as dashboard
 from benchmarks.site.overview import Verdict
 
-pytestmark = pytest.mark.xdist_group("history")  # one repository for all of them, in turn
-
 ROOT = Path(__file__).parent.parent
 WORKLOAD = "1x32x128000-fp16-100"
 FUSED, REFERENCE = (10.0, 11.0, 12.5), (40.0, 41.0, 40.5)

@@ -227,7 +227,7 @@ def test_the_judge_is_never_the_pull_requests() -> None:
 
 
 def test_head_is_tested_before_it_is_measured_by_the_judges_image_on_a_pinned_base() -> None:
-    commits, judges, judged, tests, measure, remove = runs_of(GATE["gpu"])
+    commits, judges, judged, tests, sanitizer, measure, remove = runs_of(GATE["gpu"])
     assert commits == "make -C judge commits FROM=../pull-request"
     assert judges == 'make -C judge pinned image IMAGE="$JUDGE"'
     assert judged == 'make -C judge image IMAGE="$JUDGED" CONTEXT=../pull-request'
