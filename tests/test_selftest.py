@@ -124,6 +124,7 @@ def test_nothing_to_do_is_an_error(selftests, capsys):
     assert "expected --same or --planted" in capsys.readouterr().err
 
 
+@pytest.mark.measures
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="plants a slowdown of the CPU backend; here is a GPU to measure on"
 )

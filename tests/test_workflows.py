@@ -232,6 +232,7 @@ def test_head_is_tested_before_it_is_measured_by_the_judges_image_on_a_pinned_ba
     assert judges == 'make -C judge pinned image IMAGE="$JUDGE"'
     assert judged == 'make -C judge image IMAGE="$JUDGED" CONTEXT=../pull-request'
     assert tests == 'make -C judge in-image IMAGE="$JUDGED" RESULTS="$PWD/tests" ARGS=test'
+    assert sanitizer == tests.removesuffix("test") + "\"test tests/sanitizer -k 'quick or overrun'\""
     wanted = "compare $BASE $HEAD --require-baseline --output /results/record.json"
     assert measure == f'make -C judge in-image IMAGE="$JUDGE" RESULTS="$PWD/results" ARGS="{wanted}"'
     assert remove.startswith("make -C judge remove-images ")
