@@ -264,7 +264,7 @@ def test_every_mode_is_measured_on_every_load_and_takes_the_same_way(model) -> N
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can hold it")
 def test_what_cannot_be_run_here_is_said(capsys) -> None:
     assert cli.main(["e2e", "--random"]) == 2
-    assert "--random: expected a GPU with 40 GB of memory or more; there is none here" in capsys.readouterr().err
+    assert "--random: expected a GPU with 64 GB of memory or more; there is none here" in capsys.readouterr().err
     assert cli.main(["e2e", "--random", "--gsm8k", "test.jsonl"]) == 2
     assert "--gsm8k: expected a model that reads" in capsys.readouterr().err
     assert cli.main(["e2e", "--repeats", "0"]) == 2

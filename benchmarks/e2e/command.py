@@ -23,7 +23,7 @@ SINGLE_REQUESTS = 8
 EXIT_CODES = "Exit codes: 0 measured, 1 the modes accept different tokens, 2 usage or environment error."
 EXAMPLES = """examples:
   python -m benchmarks e2e                                the small model of this repository, on word problems
-  python -m benchmarks e2e --random                       LLaDA2.0-mini's size with random weights: 34 GB of GPU memory
+  python -m benchmarks e2e --random                       LLaDA2.0-mini's size with random weights: 64 GB of GPU memory
   python -m benchmarks e2e --model LLaDA2.0-mini --gsm8k test.jsonl
   python -m benchmarks e2e --slots 4 --questions 40 --repeats 3 --output e2e.json
   python -m benchmarks e2e --show e2e.json --markdown
@@ -79,10 +79,11 @@ def measured(options: argparse.Namespace) -> EndToEnd:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = list(modes().values())
-    single = Load("1 request", 1, min(SINGLE_REQUESTS, options.questions))
-    parallel = Load(f"{options.slots} in parallel", options.slots, options.questions)
     with session.progress("End to end", 2 * (1 + (1 + options.repeats) * len(chosen))) as step:
         model, task, said = _random(options, device) if options.random else _trained(options, device)
+
+        single = Load("1 request", 1, min(SINGLE_REQUESTS, len(task.prompts)))
+        parallel = Load(f"{options.slots} in parallel", options.slots, len(task.prompts))
 
         def serve(slots: int) -> Served:
             script = None
@@ -106,7 +107,7 @@ def _random(options: argparse.Namespace, device: str) -> tuple[LLaDA2, Task, dic
     if options.gsm8k:
         raise ValueError("--gsm8k: expected a model that reads, with --model; random weights cannot")
     if device == "cpu":
-        raise ValueError("--random: expected a GPU with 40 GB of memory or more; there is none here")
+        raise ValueError("--random: expected a GPU with 64 GB of memory or more; there is none here")
     config = LLADA2_MINI
     model = checkpoint.random_model(config, device=device, seed=options.seed)
     mask_id = MASK_IDS[config.vocab_size]
