@@ -110,6 +110,12 @@ def test_copies_of_a_row_are_rounded_alike(arch):
     assert [line for line in sass[published:] if "FFMA" in line] == []
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_slots_go_on_in_one_small_kernel(arch):
+    code = compiled("--arch", arch, "--advance")["code"]
+    assert (code["spills"], code["warps"], code["shared_bytes"]) == (0, 1, 0)
+
+
 def test_absent_options_are_compiled_out():
     plain, full = (compiled("--arch", "sm_90", *options)["ptx"] for options in ((), ("--options",)))
     assert "st.global.b8" in full
