@@ -34,7 +34,8 @@ class Remembering:
 
     def __init__(self, model: Callable[[Tensor], Tensor], slots: int, length: int = 96) -> None:
         self.model = model
-        self.seen = torch.full((slots, length), -1)
+        self.seen = torch.full((slots, length), -1, device=DEVICE)
+        self.max_length = length
         self.prefilled: list[tuple[int, list[int]]] = []
         self.passes = 0
 
@@ -57,7 +58,7 @@ def decode_batches(model, prompts, **options) -> Iterator[Decoded]:
 
 
 def alone(prompt: list[int], options: dict) -> list[int]:
-    ids = torch.tensor([prompt], dtype=torch.int64).view(1, -1)
+    ids = torch.tensor([prompt], dtype=torch.int64, device=DEVICE).view(1, -1)
     result = decode(mixing, ids, **options)
     return result.tokens[0, : int(result.lengths[0])].tolist()
 
@@ -100,8 +101,7 @@ def test_slots_are_filled_as_they_become_free() -> None:
     rest = list(waiting)
     assert len(rest) == 5
     assert len(taken) == 6
-    assert len(model.prefilled) == 5  # the first prompt is empty
-    assert {tuple(ids) for _, ids in model.prefilled} == {(number,) * (4 * number) for number in range(1, 6)}
+    assert {tuple(ids) for _, ids in model.prefilled} == {(number,) * (4 * number) for number in range(6)}
 
 
 def test_a_block_takes_one_pass_more_than_steps_but_for_the_last() -> None:
@@ -189,7 +189,7 @@ def test_logits_of_another_shape_are_refused() -> None:
 
 
 def random_slots(seed: int, slots: int, block_length: int, generation_length: int) -> Slots:
-    """States that a loop can be in, finished and empty slots among them."""
+    """States that a loop can be in, ended and empty slots among them."""
     generator = torch.Generator().manual_seed(seed)
 
     def below(bound: int, *shape: int) -> Tensor:
@@ -209,7 +209,8 @@ def random_slots(seed: int, slots: int, block_length: int, generation_length: in
     state.remaining.copy_(((state.blocks == MASK) & ~state.fixed).sum(dim=-1))
     state.complete.copy_((below(2, slots) > 0) & (state.remaining == 0))
     state.running.copy_(below(4, slots) > 0)
-    state.finished.copy_(~state.running & (below(2, slots) > 0))
+    state.passes.copy_(below(50, slots))
+    state.ended.copy_(state.passes * ~state.running * below(2, slots))
     state.tokens.copy_(below(EOS, *state.tokens.shape))
     return state
 
@@ -225,7 +226,7 @@ def test_the_kernel_advances_as_specified(block_length: int, generation_length: 
         expected = dataclasses.replace(before, **{name: tensor.clone() for name, tensor in vars(before).items()})
         expected.advance_eager(MASK, eos_id)
         ours = dataclasses.replace(before, **{name: tensor.to(DEVICE) for name, tensor in vars(before).items()})
-        ended = expected.finished & ~before.finished
+        ended = expected.ended != before.ended
         onward = expected.starts != before.starts
         met += torch.stack((ended.sum(), onward.sum(), (~ended & ~onward).sum()))
         advance(ours, MASK, eos_id)
@@ -235,28 +236,113 @@ def test_the_kernel_advances_as_specified(block_length: int, generation_length: 
     assert met[1] > 0 or generation_length <= block_length
 
 
+class Table:
+    """Logits by position, left in the same memory every time, without a wait for a GPU."""
+
+    max_length = 64
+
+    def __init__(self, slots: int, device: str) -> None:
+        self.device = device
+        self.logits = torch.zeros(slots, 8, VOCAB, device=device)
+        self.by_position = mixing(torch.arange(64)[None] % 40)[0].to(device)
+
+    def prefill(self, slot: int, input_ids: Tensor) -> None:
+        pass
+
+    def __call__(self, input_ids: Tensor, starts: Tensor) -> Tensor:
+        positions = starts.unsqueeze(-1) + torch.arange(8, device=self.device)
+        self.logits.copy_(self.by_position[positions])
+        return self.logits
+
+
+PROMPTS = [[1] * n for n in (0, 3, 8, 17, 5, 9, 30)]
+TABLE = {"mask_id": MASK, "generation_length": 20, "block_length": 8, "eos_id": 7}
+
+
+def outcomes(decoder: BatchDecoder) -> list[tuple[int, list[int], int]]:
+    return [(one.index, one.tokens.tolist(), one.forward_passes) for one in decoder.decode(PROMPTS)]
+
+
+class Lagging(BatchDecoder):
+    """On the CPU as on a GPU: of the step before the last, or of the last one already, as it happens."""
+
+    early = 0
+
+    def _known(self) -> tuple[int, list[int]]:
+        now = self._ended.tolist()
+        before, self.before = getattr(self, "before", [0] * len(now)), now
+        Lagging.early += 1
+        return self._started - 2, now if Lagging.early % 3 else before
+
+
+def test_what_the_host_sees_early_or_late_changes_nothing() -> None:
+    expected = sorted(outcomes(BatchDecoder(Table(3, "cpu"), slots=3, device="cpu", **TABLE)))
+    assert [index for index, *_ in expected] == list(range(len(PROMPTS)))
+    lagging = Lagging(Table(3, "cpu"), slots=3, device="cpu", **TABLE)
+    first = outcomes(lagging)
+    assert sorted(first) == expected
+    for _ in range(3):  # in another phase
+        Lagging.early += 1
+        assert outcomes(lagging) == first  # in the same order, too
+
+
+def test_other_prompts_end_the_iterator_before() -> None:
+    decoder = BatchDecoder(Table(2, DEVICE), slots=2, device=DEVICE, **TABLE)
+    stale = decoder.decode(PROMPTS)
+    next(stale)
+    fresh = {one.index: one.tokens.tolist() for one in decoder.decode(PROMPTS[:3])}
+    again = {one.index: one.tokens.tolist() for one in decoder.decode(PROMPTS[:3])}
+    assert fresh == again
+    with pytest.raises(RuntimeError, match="this decoder was given other prompts since"):
+        next(stale)
+
+
+def test_what_does_not_fit_into_the_cache_is_refused() -> None:
+    decoder = BatchDecoder(Table(1, DEVICE), slots=1, device=DEVICE, **TABLE)
+    assert len(list(decoder.decode([[1] * 44]))) == 1
+    with pytest.raises(
+        ValueError, match=r"prompts\[0\]: expected at most 64 positions.*45 ids and 20 to generate take 72"
+    ):
+        list(decoder.decode([[1] * 45]))
+
+
+def test_a_step_that_commits_nothing_is_an_error_and_no_endless_loop() -> None:
+    def idle(logits, input_ids, mask_id, threshold, *, prompt_mask, exclude_ids, remaining) -> None:
+        remaining.copy_(((input_ids == mask_id) & ~prompt_mask).sum(dim=-1))
+
+    decoder = BatchDecoder(Table(1, DEVICE), slots=1, device=DEVICE, post_process=idle, **TABLE)
+    with pytest.raises(RuntimeError, match=r"prompts\[0\]: no end after 37 passes, where 36 suffice"):
+        list(decoder.decode([[1]]))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("capture", [False, True])
-def test_what_follows_a_pass_can_be_captured(capture: bool) -> None:
-    class Table:
-        """Logits by position and slot, left in the same memory every time, without a wait for the GPU."""
+def test_on_a_gpu_all_goes_as_on_the_cpu(capture: bool) -> None:
+    expected = sorted(outcomes(BatchDecoder(Table(3, "cpu"), slots=3, device="cpu", **TABLE)))
+    decoder = BatchDecoder(Table(3, "cuda"), slots=3, device="cuda", capture=capture, **TABLE)
+    for _ in range(5):
+        assert sorted(outcomes(decoder)) == expected
 
-        def __init__(self, slots: int) -> None:
-            self.logits = torch.zeros(slots, 8, VOCAB, device="cuda")
-            self.by_position = mixing(torch.arange(64, device="cuda")[None] % 40)[0]
 
-        def prefill(self, slot: int, input_ids: Tensor) -> None:
-            pass
+@pytest.mark.two_gpus
+@pytest.mark.parametrize("capture", [False, True])
+def test_on_another_gpu_than_the_current(capture: bool) -> None:
+    expected = sorted(outcomes(BatchDecoder(Table(3, "cpu"), slots=3, device="cpu", **TABLE)))
+    decoder = BatchDecoder(Table(3, "cuda:1"), slots=3, device="cuda:1", capture=capture, **TABLE)
+    assert sorted(outcomes(decoder)) == expected
+
+
+@pytest.mark.gpu
+def test_logits_that_move_cannot_be_captured() -> None:
+    class Moving(Table):
+        def __init__(self) -> None:
+            super().__init__(1, "cuda")
+            self.kept: list[Tensor] = []
 
         def __call__(self, input_ids: Tensor, starts: Tensor) -> Tensor:
-            positions = starts.unsqueeze(-1) + torch.arange(8, device="cuda")
-            self.logits.copy_(self.by_position[positions])
-            return self.logits
+            self.kept.append(super().__call__(input_ids, starts).clone())
+            return self.kept[-1]
 
-    prompts = [[1] * n for n in (0, 3, 8, 17, 5, 9, 30)]
-    options = {"mask_id": MASK, "generation_length": 20, "block_length": 8, "eos_id": 7, "device": "cuda"}
-    found = {one.index: one for one in decode_batches(Table(3), prompts, slots=3, capture=capture, **options)}
-    for index, prompt in enumerate(prompts):
-        (one,) = decode_batches(Table(1), [prompt], slots=1, **options)
-        assert found[index].tokens.tolist() == one.tokens.tolist()
-        assert found[index].forward_passes == one.forward_passes
+    decoder = BatchDecoder(Moving(), slots=1, device="cuda", capture=True, **TABLE)
+    with pytest.raises(ValueError, match="model: expected logits in the same memory at every call"):
+        list(decoder.decode([[1]]))

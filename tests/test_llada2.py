@@ -293,3 +293,34 @@ def test_what_is_missing_unknown_or_misshapen_is_named(tmp_path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(checkpoint.CheckpointError, match="expected vocab_size, hidden_size"):
         checkpoint.load(tmp_path, device="cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's, of what it is compiled with
+@pytest.mark.parametrize("config", [SMALL, VARIANTS["no experts"]], ids=["experts", "no experts"])
+def test_a_captured_pass_on_a_gpu_gives_the_logits_of_the_cpu(config: Config, tmp_path) -> None:
+    from benchmarks.e2e.serving import Served
+
+    stored = {name: tensor.bfloat16() for name, tensor in made_up(config).items()}
+    folder = write(tmp_path, config, stored)
+    exact = checkpoint.load(folder, device="cpu", dtype=torch.float32)
+    model = checkpoint.load(folder, device="cuda", dtype=torch.bfloat16)
+    served = Served(model, slots=2, block_length=8, max_length=32)
+    ids, starts = torch.zeros(2, 8, dtype=torch.int64, device="cuda"), torch.zeros(2, dtype=torch.int64, device="cuda")
+    sequences = [some_ids(config, 24, seed) for seed in (1, 2)]
+    with torch.no_grad():
+        for lengths in ((8, 16), (24, 8), (16, 24)):
+            for slot, length in enumerate(lengths):
+                served.prefill(slot, sequences[slot][: length - 8].cuda())
+                ids[slot] = sequences[slot][length - 8 : length]
+                starts[slot] = length - 8
+            logits = served(ids, starts).float().cpu()
+            eager = model.step(ids, starts, served.cache).float().cpu()
+            torch.testing.assert_close(logits, eager, rtol=0, atol=0)
+            for slot, length in enumerate(lengths):
+                expected = exact(sequences[slot][None, :length], 8)[0, -8:]
+                error = (logits[slot] - expected).norm() / expected.norm()
+                assert error < 0.1, (
+                    lengths,
+                    slot,
+                )  # bfloat16 rounds a hundred times on the way, and experts may change

@@ -17,7 +17,7 @@ from benchmarks import workloads
 from benchmarks.e2e import checkpoint
 from benchmarks.e2e.llada2 import LLADA2_MINI
 from benchmarks.e2e.serving import Script, Served
-from benchmarks.e2e.steps import Agreement, Mode
+from benchmarks.e2e.steps import Agreement, Mode, fused_step, reference_step
 from benchmarks.measure import machine
 
 # All but the vocabulary is small: what is measured is the loop around the model.
@@ -52,15 +52,15 @@ class DecodingBench:
             model,
             slots=kind.batch,
             block_length=kind.block_length,
-            length=-(-length // kind.block_length) * kind.block_length,
+            max_length=-(-length // kind.block_length) * kind.block_length,
             script=Script(kind.vocab, kind.mask_id, kind.block_length, device, seed),
         )
         generator = torch.Generator().manual_seed(seed)
         shape = (kind.batch, PROMPT_LENGTH)
         self.prompts = torch.randint(kind.mask_id, shape, generator=generator).tolist()
         self.modes = [
-            Mode("reference", dllm_kernels.dllm_post_process_reference, False, ""),
-            Mode("fused", dllm_kernels.dllm_post_process_fused, False, ""),
+            Mode("reference", reference_step, False, ""),
+            Mode("fused", fused_step, False, ""),
         ]
         self.decoders = {mode.name: self._decoder(mode.post_process, self.cuda) for mode in self.modes}
 
@@ -68,7 +68,7 @@ class DecodingBench:
         return dllm_kernels.BatchDecoder(
             self.served,
             slots=self.workload.batch,
-            device=self.served.starts.device,
+            device=self.served.device,
             mask_id=self.workload.mask_id,
             generation_length=workloads.DECODED_TOKENS,
             block_length=self.workload.block_length,
@@ -86,6 +86,7 @@ class DecodingBench:
         digest = hashlib.sha256()
         for one in found:
             digest.update(one.tokens.numpy().tobytes())
+            digest.update(one.forward_passes.to_bytes(8, "little"))
         if differing := agreement.differing["fused"]:
             detail = f"{differing} tokens are accepted otherwise than by the reference"
             return {"passed": False, "detail": detail, "digest": ""}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,9 +56,12 @@ def add_command(commands: Any, output: Path) -> None:
 
 
 def _e2e(options: argparse.Namespace) -> int:
-    for name in ("questions", "slots", "repeats"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name}: expected at least 1; got {getattr(options, name)}")
+    for name in ("questions", "slots", "repeats", "tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}: expected at least 1; got {value}")
+    if not math.isfinite(options.threshold):
+        raise ValueError(f"--threshold: expected a number; got {options.threshold}")
     if options.show:
         record = results.load(EndToEnd, options.show)
     else:
@@ -79,7 +83,7 @@ def measured(options: argparse.Namespace) -> EndToEnd:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = list(modes().values())
-    with session.progress("End to end", 2 * (1 + (1 + options.repeats) * len(chosen))) as step:
+    with session.progress("End to end", 2 * (1 + (1 + options.repeats) * len(chosen) + (device == "cuda"))) as step:
         model, task, said = _random(options, device) if options.random else _trained(options, device)
 
         single = Load("1 request", 1, min(SINGLE_REQUESTS, len(task.prompts)))
@@ -89,7 +93,9 @@ def measured(options: argparse.Namespace) -> EndToEnd:
             script = None
             if options.random:
                 script = Script(model.config.vocab_size, task.mask_id, task.block_length, device, options.seed)
-            return Served(model, slots=slots, block_length=task.block_length, length=task.cache_length, script=script)
+            return Served(
+                model, slots=slots, block_length=task.block_length, max_length=task.cache_length, script=script
+            )
 
         return runs.measure(
             task, serve, (single, parallel), chosen, **said, repeats=options.repeats, seed=options.seed, progress=step

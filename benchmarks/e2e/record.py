@@ -33,7 +33,8 @@ class Repeat(Strict):
     forward_us: tuple[PositiveFloat, ...]  # of every pass
     outside_us: tuple[NonNegativeFloat, ...]  # from a pass to the next, but where a sequence entered between them
     correct: NonNegativeInt | None  # answers; None where there are none
-    digest: str  # SHA-256 of all tokens, in the order of the prompts
+    digest: str  # SHA-256 of all tokens, and of the passes that they took, in the order of the prompts
+    fault: str  # why the GPU's state at its end puts its times in doubt; empty if it does not
 
     @property
     def tokens_per_second(self) -> float:
@@ -55,11 +56,8 @@ class Agreed(Strict):
     masked: PositiveInt
     accepted: PositiveInt
     undecidable: NonNegativeInt  # positions where the last bits of two confidences decide
+    excused: NonNegativeInt  # of those, where a mode had another outcome than the first
     differing: dict[str, NonNegativeInt]  # other positions with another outcome than the first mode's, by mode
-
-    @property
-    def masked_percent(self) -> int:
-        return max(1, round(100 * self.masked / self.positions))
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,8 @@ class Forward(Strict):
     load: str
     us: PositiveFloat
     bytes_read: PositiveInt  # at least: the weights it uses and the cache before it, once
+    operations: PositiveInt  # multiplications and additions of its matrix products, without attention's
+    experts_met: PositiveFloat | None  # of a layer, on average; None in a model without
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class EndToEnd(Record):
     questions: str  # what the prompts are
     acceptance: str  # the model's own, or the script's
     modes: dict[str, str]  # name and source
-    threshold: PositiveFloat
+    threshold: float
     block_length: PositiveInt
     generation_length: PositiveInt
     loads: tuple[Load, ...]
@@ -124,6 +124,6 @@ class EndToEnd(Record):
                 if count:
                     said.append(f"{agreed.load}: {mode} accepts {count} tokens otherwise than {next(iter(self.modes))}")
             digests = {one.digest for one in self.repeats if one.load == agreed.load}
-            if len(digests) > 1 and not agreed.undecidable:
-                said.append(f"{agreed.load}: the tokens differ between modes or repeats")
+            if len(digests) > 1 and not agreed.excused:
+                said.append(f"{agreed.load}: tokens, or passes that they took, differ between modes or repeats")
         return said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 import random
 import shlex
 import statistics
@@ -17,10 +18,12 @@ import torch
 import dllm_kernels
 from benchmarks.e2e.record import Agreed, EndToEnd, Forward, Load, Repeat
 from benchmarks.e2e.serving import Served
-from benchmarks.e2e.steps import Agreement, Mode
+from benchmarks.e2e.steps import Agreement, Mode, fused_step
 from benchmarks.measure import machine
+from benchmarks.measure.cupti import profiler
 
 Progress = Callable[[str], None]
+KERNEL = "post_process_kernel"
 
 
 @dataclass(frozen=True)
@@ -56,29 +59,32 @@ def measure(
     progress: Progress,
 ) -> EndToEnd:
     """`serve` makes the model for so many slots. The first mode is what the others are held beside."""
+    gpu = machine.current_gpu()
     done: list[Repeat] = []
     agreed, forwards, device_us = [], [], {}
     order = random.Random(seed)
-    for load in loads:
-        served = serve(load.slots)
-        progress(f"{load.name}: all modes on the same logits")
-        agreement = Agreement(modes)
-        prompts = [task.prompts[number % len(task.prompts)] for number in range(load.requests)]
-        list(decoder(task, served, load, agreement, capture=False).decode(prompts))
-        agreed.append(_agreed(load, agreement))
-        decoders = {}
-        for mode in modes:
-            progress(f"{load.name}: {mode.name}, warming up")
-            capture = served.timeline.cuda and not mode.waits
-            decoders[mode.name] = decoder(task, served, load, mode.post_process, capture)
-            list(decoders[mode.name].decode(prompts[: load.slots]))
-        forwards.append(Forward(load.name, served.forward_us(), served.bytes_read()))
-        for repeat in range(repeats):
-            for mode in order.sample(modes, len(modes)):
-                progress(f"{load.name}: {mode.name}, {repeat + 1} of {repeats}")
-                done.append(_once(task, served, load, mode, repeat, decoders[mode.name], prompts))
-        if served.timeline.cuda:
-            device_us[load.name] = _device_us(served, load, agreed[-1], seed)
+    with machine.lock(gpu.uuid_hash if gpu else "cpu", progress):
+        for load in loads:
+            prompts = [task.prompts[number % len(task.prompts)] for number in range(load.requests)]
+            served = serve(load.slots)
+            progress(f"{load.name}: all modes on the same logits")
+            agreement = Agreement(modes)
+            list(decoder(task, served, load, agreement, capture=False).decode(prompts))
+            agreed.append(_agreed(load, agreement))
+            decoders = {}
+            for mode in modes:
+                progress(f"{load.name}: {mode.name}, warming up")
+                capture = served.timeline.cuda and not mode.waits
+                decoders[mode.name] = decoder(task, served, load, mode.post_process, capture)
+                list(decoders[mode.name].decode(prompts[: load.slots]))
+            for repeat in range(repeats):
+                for mode in order.sample(modes, len(modes)):
+                    progress(f"{load.name}: {mode.name}, {repeat + 1} of {repeats}")
+                    done.append(_once(task, served, load, mode, repeat, decoders[mode.name], prompts, gpu))
+            forwards.append(_forward(load, served))
+        for load in loads if gpu else ():  # CUPTI, once it is on, may slow launches down
+            progress(f"{load.name}: the fused operation alone")
+            device_us[load.name] = _device_us(task, serve(load.slots), load)
     return EndToEnd(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
@@ -105,7 +111,7 @@ def decoder(
     return dllm_kernels.BatchDecoder(
         served,
         slots=load.slots,
-        device=served.starts.device,
+        device=served.device,
         mask_id=task.mask_id,
         generation_length=task.generation_length,
         block_length=task.block_length,
@@ -124,6 +130,7 @@ def _once(
     repeat: int,
     decoder: dllm_kernels.BatchDecoder,
     prompts: Sequence[Sequence[int]],
+    gpu: machine.Gpu | None,
 ) -> Repeat:
     cuda = served.timeline.cuda
     served.restart()
@@ -136,7 +143,7 @@ def _once(
     digest = hashlib.sha256()
     for one in found:
         digest.update(one.tokens.numpy().tobytes())
-        digest.update(b"end")
+        digest.update(one.forward_passes.to_bytes(8, "little"))
     correct = None
     if task.is_correct is not None:
         correct = sum(task.is_correct(one.index % len(task.prompts), one.tokens.tolist()) for one in found)
@@ -152,6 +159,7 @@ def _once(
         outside_us=tuple(served.timeline.outside_us()),
         correct=correct,
         digest=digest.hexdigest(),
+        fault=gpu.state([os.getpid()]).fault if gpu else "",
     )
 
 
@@ -168,22 +176,33 @@ def _agreed(load: Load, agreement: Agreement) -> Agreed:
         masked=agreement.masked,
         accepted=agreement.accepted,
         undecidable=agreement.undecidable,
+        excused=agreement.excused,
         differing=dict(agreement.differing),
     )
 
 
-def _device_us(served: Served, load: Load, agreed: Agreed, seed: int) -> float:
-    """Of one fused call on blocks of a load's shape, with its average share of masked positions."""
-    from benchmarks.measure.bench import Bench
-    from benchmarks.workloads import Workload
+def _forward(load: Load, served: Served) -> Forward:
+    met = served.experts_met()
+    return Forward(
+        load=load.name,
+        us=served.forward_us(),
+        bytes_read=served.bytes_read(),
+        operations=served.operations(),
+        experts_met=statistics.mean(met) if met else None,
+    )
 
-    vocab = served.model.config.vocab_size
-    dtype = {torch.bfloat16: "bf16", torch.float32: "fp32"}[served.model.lm_head.weight.dtype]
-    bench = Bench(Workload(load.slots, served.block_length, vocab, dtype, agreed.masked_percent).name, seed)
-    bench.warm_up()
-    bench.begin("device_us")
-    for _ in range(10):
-        bench.sample("fused", 4)
-    us = bench.end()
-    bench.close()
-    return statistics.median(us)
+
+def _device_us(task: Task, served: Served, load: Load) -> float:
+    """Of the fused operation's kernels in a step of this load, on average, by CUPTI."""
+    prompts = [task.prompts[number % len(task.prompts)] for number in range(load.slots)]
+    decoding = decoder(task, served, load, fused_step, capture=False)
+    list(decoding.decode(prompts))
+    served.restart()
+    with profiler() as profile:
+        list(decoding.decode(prompts))
+        torch.cuda.synchronize()
+    events = profile.profiler.kineto_results.events()
+    ns = [event.duration_ns() for event in events if KERNEL in event.name()]
+    if not ns:
+        raise RuntimeError(f"CUPTI reported no {KERNEL} in {len(served.timeline.passes)} steps")
+    return float(sum(ns) / 1e3 / len(served.timeline.passes))

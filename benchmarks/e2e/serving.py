@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +15,17 @@ from torch import Tensor
 
 from benchmarks.e2e.llada2 import Cache, Experts, LLaDA2
 
-SURE, UNSURE, STEP = 40.0, 8.0, 0.0625  # logits of a script's tokens: p is 1, or at most 0.1; bfloat16 tells them apart
+SURE, STEP = 40.0, 0.0625  # logits: of a probability of 1; by which those of unsure positions differ, for bfloat16
 
 
 class Script:
-    """Acceptance for random weights, whose logits are flat: every position has a token, which the script makes the
-    likeliest, and in every pass it makes some positions sure of theirs.
+    """Acceptance for random weights, whose logits are flat: every position has a likeliest token, and in every pass
+    some positions are sure of theirs.
 
     How many, 0 to 6, is drawn beforehand for every number of masks that a block may have left; where none is, the
     fallback takes one. What is accepted follows from the ids alone, so that every implementation of the step takes
-    the same way.
+    the same way; and as a position's token changes with the number of masks left, the text tells which way it was.
+    To the model a mask is shown as a token of its position's: masks all alike would all go to the same few experts.
     """
 
     WAYS = 16  # that blocks take
@@ -34,18 +38,31 @@ class Script:
         self.places = order.argsort(dim=-1).to(device)
         self.tokens = torch.randint(min(vocab, mask_id), (2**16,), generator=generator).to(device)
         self.mask_id = mask_id
+        # Above what is left of normal logits, and a probability of a tenth to a half.
+        self.unsure = math.log(vocab) - 2
+
+    def shown(self, input_ids: Tensor, starts: Tensor) -> Tensor:
+        """What the model is shown for ids (S, L) whose first positions are `starts` (S,)."""
+        return torch.where(input_ids == self.mask_id, self._tokens(_positions(input_ids, starts)), input_ids)
 
     def apply(self, logits: Tensor, input_ids: Tensor, starts: Tensor) -> None:
         """Write the script into logits (S, L, V), by ids (S, L) and their first positions (S,)."""
         slots, block_length = input_ids.shape
         ways = (starts // block_length + torch.arange(slots, device=starts.device)) % self.WAYS
         masked = input_ids == self.mask_id
+        left = masked.sum(dim=-1)
         ranks = masked.gather(1, self.order[ways]).cumsum(dim=-1).gather(1, self.places[ways])
-        sure = masked & (ranks <= self.counts[ways, masked.sum(dim=-1)].unsqueeze(-1))
-        heights = torch.where(sure, SURE, UNSURE + STEP * ranks).to(logits.dtype)
-        positions = starts.unsqueeze(-1) + torch.arange(block_length, device=starts.device)
-        tokens = self.tokens[positions % len(self.tokens)]
+        sure = masked & (ranks <= self.counts[ways, left].unsqueeze(-1))
+        heights = torch.where(sure, SURE, self.unsure + STEP * ranks).to(logits.dtype)
+        tokens = self._tokens(_positions(input_ids, starts) * (block_length + 1) + left.unsqueeze(-1))
         logits.scatter_(-1, tokens.unsqueeze(-1), heights.unsqueeze(-1))
+
+    def _tokens(self, places: Tensor) -> Tensor:
+        return self.tokens[places % len(self.tokens)]
+
+
+def _positions(input_ids: Tensor, starts: Tensor) -> Tensor:
+    return starts.unsqueeze(-1) + torch.arange(input_ids.shape[1], device=starts.device)
 
 
 @dataclass
@@ -63,42 +80,53 @@ class Timeline:
         event.record()
         return event
 
+    def _wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
     def _us(self, start: Any, end: Any) -> float:
         return float(start.elapsed_time(end)) * 1e3 if self.cuda else (end - start) * 1e6
 
     def forward_us(self) -> list[float]:
-        """Of every pass; the GPU must be done."""
+        """Of every pass."""
+        self._wait()
         return [self._us(start, end) for start, end in self.passes]
 
     def outside_us(self) -> list[float]:
         """From the end of a pass to the start of the next, but for steps after which a sequence entered."""
+        self._wait()
         pairs = enumerate(zip(self.passes, self.passes[1:], strict=False), start=1)
         return [self._us(before[1], after[0]) for number, (before, after) in pairs if number not in self.entries]
 
 
 class Served:
-    """The model with a cache of `slots` sequences of up to `length` tokens: a `dllm_kernels.BlockModel`."""
+    """The model with a cache of `slots` sequences of up to `max_length` tokens: a `dllm_kernels.BlockModel`."""
 
-    def __init__(self, model: LLaDA2, *, slots: int, block_length: int, length: int, script: Script | None = None):
+    def __init__(self, model: LLaDA2, *, slots: int, block_length: int, max_length: int, script: Script | None = None):
         weight = model.lm_head.weight
-        self.model, self.script, self.block_length = model, script, block_length
-        self.cache = Cache(model.config, slots, length, dtype=weight.dtype, device=weight.device)
-        self.input_ids = torch.zeros(slots, block_length, dtype=torch.int64, device=weight.device)
-        self.starts = torch.zeros(slots, dtype=torch.int64, device=weight.device)
+        has_experts = any(isinstance(module, Experts) for module in model.modules())
+        if weight.is_cuda and has_experts and torch.cuda.get_device_capability(weight.device) < (9, 0):
+            raise ValueError(
+                "model: expected a GPU of compute capability 9.0: on others, grouped matmul enters no graph"
+            )
+        self.model, self.script, self.block_length, self.max_length = model, script, block_length, max_length
+        self.cache = Cache(model.config, slots, max_length, dtype=weight.dtype, device=weight.device)
+        self.device = weight.device
         self.timeline = Timeline(weight.is_cuda)
-        self.graph: Any = None
-        self.logits: Tensor | None = None
+        self.last: tuple[Tensor, Tensor] | None = None  # arguments of the last pass
+        self.graphs: dict[tuple[int, int], tuple[Any, Tensor]] = {}  # with their logits, by the memory that they read
+        self.pool = torch.cuda.graph_pool_handle() if weight.is_cuda else None
 
     def prefill(self, slot: int, input_ids: Tensor) -> None:
         self.timeline.entries.add(len(self.timeline.passes))
-        self.model.prefill(input_ids, self.cache, slot, self.block_length)
+        if len(input_ids):
+            self.model.prefill(input_ids, self.cache, slot, self.block_length)
 
     def __call__(self, input_ids: Tensor, starts: Tensor) -> Tensor:
-        # A graph reads the memory that it was captured with.
-        self.input_ids.copy_(input_ids)
-        self.starts.copy_(starts)
+        self.last = (input_ids, starts)
+        run = self._run_of(input_ids, starts)
         start = self.timeline.mark()
-        logits = self._replay() if self.timeline.cuda else self._forward()
+        logits = run()
         self.timeline.passes.append((start, self.timeline.mark()))
         return logits
 
@@ -106,66 +134,94 @@ class Served:
         """Forget the times so far."""
         self.timeline = Timeline(self.timeline.cuda)
 
-    def bytes_read(self) -> int:
-        """What the last pass had to read at least: each weight that it used once, and the keys and values before it."""
-        used = 0
-        expert_bytes = 0
-        hooks = []
-
-        def count(experts: Tensor) -> None:
-            nonlocal used
-            used += len(set(experts.flatten().tolist()))
-
-        for module in self.model.modules():
-            if isinstance(module, Experts):
-                expert_bytes = module.gate_up[0].nbytes + module.down[0].nbytes
-                hooks.append(module.gate.register_forward_hook(lambda _gate, _inputs, output: count(output[0])))
+    def experts_met(self) -> list[int]:
+        """Of each layer with experts, how many different ones the last pass takes."""
+        met: list[int] = []
+        gates = [module.gate for module in self.model.modules() if isinstance(module, Experts)]
+        hooks = [
+            gate.register_forward_hook(
+                lambda _gate, _inputs, output: met.append(len(set(output[0].flatten().tolist())))
+            )
+            for gate in gates
+        ]
+        assert self.last is not None
         with torch.no_grad():
-            self._forward()
+            self._forward(*self.last)
         for hook in hooks:
             hook.remove()
-        others = {
+        return met
+
+    def bytes_read(self) -> int:
+        """What the last pass has to read at least: each weight that it uses once, and the keys and values before it."""
+        assert self.last is not None
+        experts = [module for module in self.model.modules() if isinstance(module, Experts)]
+        total = sum(
+            met * (module.gate_up[0].nbytes + module.down[0].nbytes)
+            for met, module in zip(self.experts_met(), experts, strict=True)
+        )
+        weights = {
             parameter.data_ptr(): parameter.nbytes
             for name, parameter in self.model.named_parameters()
             if not name.endswith(("gate_up", "down")) and "word_embeddings" not in name
         }
-        others[self.model.lm_head.weight.data_ptr()] = self.model.lm_head.weight.nbytes  # which may be tied
-        a_token = self.cache.bytes // (len(self.cache.slots) * self.cache.length)
-        return used * expert_bytes + sum(others.values()) + a_token * int(self.starts.sum())
+        weights[self.model.lm_head.weight.data_ptr()] = self.model.lm_head.weight.nbytes  # which may be tied
+        a_token = self.cache.bytes // (len(self.cache.slots) * self.max_length)
+        return total + sum(weights.values()) + a_token * int(self.last[1].sum())
+
+    def operations(self) -> int:
+        """Multiplications and additions of the last pass's matrix products, without attention's."""
+        config = self.model.config
+        used = sum(
+            parameter.numel() * (config.num_experts_per_tok / config.num_experts if parameter.dim() == 3 else 1)
+            for name, parameter in self.model.named_parameters()
+            if parameter.dim() > 1 and "word_embeddings" not in name
+        )
+        if config.tie_word_embeddings:
+            used += self.model.lm_head.weight.numel()
+        assert self.last is not None
+        return round(2 * used * self.last[0].numel())
 
     def forward_us(self, passes: int = 10) -> float:
         """Of the last pass, repeated: the median."""
+        assert self.last is not None
         timeline = Timeline(self.timeline.cuda)
+        run = self._run_of(*self.last)
         for _ in range(passes):
             start = timeline.mark()
             with torch.no_grad():
-                self._replay() if timeline.cuda else self._forward()
+                run()
             timeline.passes.append((start, timeline.mark()))
-        if timeline.cuda:
-            torch.cuda.synchronize()
         return statistics.median(timeline.forward_us())
 
-    def _forward(self) -> Tensor:
-        logits = self.model.step(self.input_ids, self.starts, self.cache)
-        if self.script is not None:
-            self.script.apply(logits, self.input_ids, self.starts)
+    def _run_of(self, input_ids: Tensor, starts: Tensor) -> Callable[[], Tensor]:
+        if not self.timeline.cuda:
+            return functools.partial(self._forward, input_ids, starts)
+        memory = (input_ids.data_ptr(), starts.data_ptr())
+        if memory not in self.graphs:
+            self.graphs[memory] = self._captured(input_ids, starts)
+        graph, logits = self.graphs[memory]
+
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        return replay
+
+    def _forward(self, input_ids: Tensor, starts: Tensor) -> Tensor:
+        if self.script is None:
+            return self.model.step(input_ids, starts, self.cache)
+        logits = self.model.step(self.script.shown(input_ids, starts), starts, self.cache)
+        self.script.apply(logits, input_ids, starts)
         return logits
 
-    def _replay(self) -> Tensor:
-        if self.graph is None:
-            self._capture()
-        self.graph.replay()
-        assert self.logits is not None
-        return self.logits
-
-    def _capture(self) -> None:
+    def _captured(self, input_ids: Tensor, starts: Tensor) -> tuple[Any, Tensor]:
         side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries prepare themselves in their first calls, which a graph may not hold
             for _ in range(2):
-                self._forward()
+                self._forward(input_ids, starts)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.logits = self._forward()
-        self.graph = graph
+        with torch.cuda.graph(graph, pool=self.pool):
+            logits = self._forward(input_ids, starts)
+        return graph, logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +37,19 @@ def modes() -> dict[str, Mode]:
             "reference", dllm_kernels.dllm_post_process_reference, False, "dllm_post_process_reference, eager PyTorch"
         ),
         shipped,
-        Mode("fused", dllm_kernels.dllm_post_process_fused, False, "dllm_post_process_fused"),
+        Mode("fused", fused_step, False, "dllm_post_process_fused"),
     )
     return {mode.name: mode for mode in found}
+
+
+def reference_step(*arguments: Any, exclude_ids: Sequence[int], **options: Any) -> None:
+    """The reference as an engine would call it: no id is excluded, for which the reference copies all logits."""
+    dllm_kernels.dllm_post_process_reference(*arguments, **options)
+
+
+def fused_step(*arguments: Any, exclude_ids: Sequence[int], **options: Any) -> None:
+    """The fused operation, called in the same way."""
+    dllm_kernels.dllm_post_process_fused(*arguments, **options)
 
 
 def sglang_step(
@@ -86,7 +97,7 @@ class Agreement:
 
     def __init__(self, chosen: Sequence[Mode]) -> None:
         self.chosen = chosen
-        self.steps = self.positions = self.masked = self.accepted = self.undecidable = 0
+        self.steps = self.positions = self.masked = self.accepted = self.undecidable = self.excused = 0
         self.differing = {mode.name: 0 for mode in chosen[1:]}
 
     def __call__(
@@ -100,11 +111,12 @@ class Agreement:
         exclude_ids: Sequence[int],
         remaining: Tensor,
     ) -> None:
+        if not input_ids.numel():  # the decoder's check of its arguments
+            return
         masked = (input_ids == mask_id) & ~prompt_mask
         confidence = torch.empty(input_ids.shape, dtype=torch.float32, device=input_ids.device)
         dllm_kernels.dllm_post_process_reference(
-            logits, input_ids.clone(), mask_id, threshold,
-            prompt_mask=prompt_mask, exclude_ids=exclude_ids, confidence=confidence,
+            logits, input_ids.clone(), mask_id, threshold, prompt_mask=prompt_mask, confidence=confidence
         )  # fmt: skip
         outcomes = {}
         for mode in self.chosen:
@@ -116,7 +128,9 @@ class Agreement:
         ids, left = outcomes[self.chosen[0].name]
         either = undecidable(confidence, masked, threshold)
         for name in self.differing:
-            self.differing[name] += int(((outcomes[name][0] != ids) & ~either).sum())
+            other = outcomes[name][0] != ids
+            self.differing[name] += int((other & ~either).sum())
+            self.excused += int((other & either).sum())
         self.steps += 1
         self.positions += masked.numel()
         self.masked += int(masked.sum())
@@ -130,8 +144,6 @@ def undecidable(confidence: Tensor, masked: Tensor, threshold: float) -> Tensor:
     """Masked positions (B, L) whose acceptance hangs on the last bits of their confidences (B, L): at the threshold,
     and, where the fallback takes the best of a block, those as good as it."""
     near = masked & ((confidence - threshold).abs() <= TOLERANCE)
-    if not confidence.numel():
-        return near
     sure = (masked & (confidence > threshold + TOLERANCE)).any(dim=-1, keepdim=True)
     best = confidence.masked_fill(~masked, -torch.inf).amax(dim=-1, keepdim=True)
     as_good = masked & (confidence >= best - TOLERANCE)

@@ -10,7 +10,7 @@ from benchmarks.e2e.record import EndToEnd, Load
 # What the project's first benchmarks gave for LLaDA2.0-mini in SGLang on an H20, in tokens per second over the
 # unfused step: a single request, and 200 questions of GSM8K with 128 in parallel.
 SEED = {"1 request": "+4.6%", "in parallel": "+7.5%"}
-HEADINGS = ("Step", "Accuracy", "Latency", "Throughput", "Speedup", "Tokens/forward", "Outside the forward")
+HEADINGS = ("Step", "Accuracy", "Latency", "Throughput", "Speedup", "Tokens/pass", "Pass", "Outside it")
 
 
 def show(record: EndToEnd, *, markdown: bool) -> None:
@@ -68,6 +68,7 @@ def row(record: EndToEnd, load: Load, mode: str) -> tuple[str, ...]:
         f"{speed:.2f} token/s",
         speedup,
         f"{rate:.2f}",
+        f"{statistics.median(us for one in repeats for us in one.forward_us) / 1e3:.2f} ms",
         _us(record.outside_us(load.name, mode)),
     )
 
@@ -95,15 +96,18 @@ def remarks(record: EndToEnd, load: Load) -> list[str]:
     if load.name in record.device_us:
         device_us, outside = record.device_us[load.name], record.outside_us(load.name, "fused")
         beyond = "" if outside is None else f", so {outside - device_us:.0f} us a step are beyond it"
-        said.append(f"The fused operation alone takes {device_us:.1f} us of the GPU on such blocks{beyond}.")
+        said.append(f"The fused operation alone takes {device_us:.1f} us of the GPU in such a step{beyond}.")
     said.append(_forward(record, load))
     for agreed in record.agreed:
         if agreed.load == load.name:
             differ = ", ".join(f"{name} {count}" for name, count in agreed.differing.items())
             said.append(
                 f"On the same logits, {agreed.steps:,} steps: {agreed.accepted:,} tokens accepted of {agreed.masked:,} "
-                f"masked positions; accepted otherwise: {differ}; undecidable in float32: {agreed.undecidable}."
+                f"masked positions; accepted otherwise: {differ}. In float32 {agreed.undecidable} were undecidable, "
+                f"{agreed.excused} of them accepted otherwise."
             )
+    faults = sorted({one.fault for one in record.repeats if one.load == load.name and one.fault})
+    said += [f"Measure again: after some repeats, {fault}." for fault in faults]
     said += record.differences(load.name)
     return said
 
@@ -113,7 +117,9 @@ def _forward(record: EndToEnd, load: Load) -> str:
     rate = forward.bytes_read / forward.us / 1e3
     known = limits.READ_GB_PER_S.get(record.environment.device)
     beside = f", {rate / known:.0%} of the {known:.0f} GB/s that this device reads" if known else ""
+    experts = "" if forward.experts_met is None else f"{forward.experts_met:.0f} experts a layer, "
     return (
-        f"A forward pass takes {forward.us / 1e3:.2f} ms and reads at least {forward.bytes_read / 1e9:.3g} GB: "
-        f"{rate:.0f} GB/s{beside}."
+        f"A forward pass, the last one repeated, takes {forward.us / 1e3:.2f} ms: {experts}"
+        f"at least {forward.bytes_read / 1e9:.3g} GB read, {rate:.0f} GB/s{beside}; "
+        f"{forward.operations / forward.us / 1e6:.3g} TFLOP/s."
     )

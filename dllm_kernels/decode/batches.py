@@ -2,12 +2,13 @@
 
 Every forward pass takes one block of every slot. A block's last pass sees no mask and leaves in the model's cache what
 its final tokens give; the next block starts then. That, and the end of a sequence, is found out on the device
-(`slots`): the host reads one flag a slot, of the step before, while the next forward pass runs.
+(`slots`): the host reads one number a slot, of the step before, while the next forward pass runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,8 +23,11 @@ from dllm_kernels.post_process import dllm_post_process_fused
 class BlockModel(Protocol):
     """A model with a cache of keys and values for every slot. It runs without gradients, on the current stream."""
 
+    max_length: int  # positions that the cache of a slot holds
+
     def prefill(self, slot: int, input_ids: Tensor) -> None:
-        """Cache the first tokens (T,) of a slot's new sequence, whole blocks of its prompt; what was there is void."""
+        """A new sequence enters a slot, and what was there is void: cache its first tokens (T,), the whole blocks of
+        its prompt, if there are any."""
 
     def __call__(self, input_ids: Tensor, starts: Tensor) -> Tensor:
         """Logits (S, L, V) of a block (S, L) of every slot, which sees itself and the tokens before `starts` (S,), its
@@ -86,6 +90,8 @@ class BatchDecoder:
         device = torch.device(device)
         if self._eos_id == self._mask_id:
             raise ValueError(f"eos_id: expected another token than mask_id; got {eos_id} for both")
+        if self._eos_id is not None and not 0 <= self._eos_id < 2**63:
+            raise ValueError(f"eos_id: expected a token id, an int64 from 0 on; got {eos_id}")
         if len(self._exclude_ids) > MAX_EXCLUDE_IDS:
             most = MAX_EXCLUDE_IDS - 1
             raise ValueError(f"exclude_ids: expected at most {most} ids beside the mask; got {exclude_ids}")
@@ -99,53 +105,87 @@ class BatchDecoder:
 
         self._started = 0  # steps
         self._cuda = device.type == "cuda"
-        self._flags = torch.zeros(slots, dtype=torch.bool, pin_memory=self._cuda)
+        self._runs = 0
+        self._ended = torch.zeros(slots, dtype=torch.int32, pin_memory=self._cuda)  # as the host reads it
         self._graph: Any = None
         self._logits_at = 0  # the memory that the graph reads
         if self._cuda:
             cuda: Any = torch.cuda  # whose classes have no types
-            self._ends = [cuda.Event(), cuda.Event()]  # of the last two steps
+            self._events = [cuda.Event(), cuda.Event()]  # of the last two steps
             self._reading = cuda.Stream(device)
 
     def decode(self, prompts: Iterable[Sequence[int]]) -> Iterator[Decoded]:
         """What is generated after each prompt, a sequence of token ids, in the order in which the sequences end.
 
-        Prompts are taken as slots become free. Of a decoder, one such iterator runs at a time: the next call gives up
-        what an earlier one has not finished.
+        Prompts are taken as slots become free. A further call ends the iterator of the one before, with a RuntimeError
+        if that is asked for more.
 
         Raises:
             TypeError, ValueError: a prompt, or what the model returned, is not as described.
+            RuntimeError: a sequence took more passes than it has positions: `post_process` does not always commit one.
         """
-        waiting = iter(enumerate(prompts))
-        free = list(range(len(self._flags)))
-        at_work: dict[int, _Entry] = {}  # by slot
+        self._runs += 1
         self._slots.running.zero_()
+        return self._decode(iter(enumerate(prompts)), self._runs)
+
+    def _decode(self, waiting: Iterator[tuple[int, Sequence[int]]], run: int) -> Iterator[Decoded]:
+        free = list(range(len(self._ended)))
+        at_work: dict[int, _Entry] = {}  # by slot
+        most = (self._slots.tokens.shape[1] // self._block_length) * (self._block_length + 1)
+        self._check_current(run)
         while True:
             while free and (following := next(waiting, None)) is not None:
                 index, prompt = following
-                ids = _ids(index, prompt)
+                ids = self._ids(index, prompt)
                 slot = free.pop(0)
-                self._enter(slot, ids)
+                with self._device():
+                    self._enter(slot, ids)
                 at_work[slot] = _Entry(index, len(ids), self._started)
             if not at_work:
                 return
-            self._step()
-            number, finished = self._finished()
-            for slot in [slot for slot in at_work if finished[slot]]:
-                entry = at_work[slot]
-                if entry.first_step > number:  # the flag is of the sequence before it
-                    continue
-                del at_work[slot]
-                free.append(slot)
-                yield Decoded(entry.index, self._tokens(slot, entry.prompt_length), number - entry.first_step + 1)
+            with self._device():
+                self._step()
+                number, ended = self._known()
+            for slot, entry in list(at_work.items()):
+                passes = number - entry.first_step + 1
+                # Of a slot that was just filled, this is still of the sequence before; and a step that has ended since
+                # is left for the next time, so that every run goes the same way.
+                if passes > 0 and 0 < ended[slot] <= passes:
+                    del at_work[slot]
+                    free.append(slot)
+                    with self._device():
+                        tokens = self._tokens(slot, entry.prompt_length)
+                    yield Decoded(entry.index, tokens, ended[slot])
+                    self._check_current(run)
+                elif passes > most:
+                    raise RuntimeError(f"prompts[{entry.index}]: no end after {passes} passes, where {most} suffice")
+
+    def _check_current(self, run: int) -> None:
+        if run != self._runs:
+            raise RuntimeError("decode: this decoder was given other prompts since")
+
+    def _device(self) -> AbstractContextManager[Any]:
+        """Launches go to the current device, which may be another one than the tensors'."""
+        return torch.cuda.device(self._slots.blocks.device) if self._cuda else nullcontext()
+
+    def _ids(self, index: int, prompt: Sequence[int]) -> Tensor:
+        ids = torch.tensor(as_ints(f"prompts[{index}]", prompt), dtype=torch.int64)
+        if len(ids) and int(ids.min()) < 0:
+            raise ValueError(f"prompts[{index}]: expected token ids from 0 on; got {int(ids.min())}")
+        needed = -(-(len(ids) + self._generation_length) // self._block_length) * self._block_length
+        if needed > self._model.max_length:
+            raise ValueError(
+                f"prompts[{index}]: expected at most {self._model.max_length} positions, all that the model's cache "
+                f"holds; {len(ids)} ids and {self._generation_length} to generate take {needed}"
+            )
+        return ids
 
     def _enter(self, slot: int, ids: Tensor) -> None:
         cached = len(ids) // self._block_length * self._block_length
         if self._cuda:
             ids = ids.pin_memory().to(self._slots.blocks.device, non_blocking=True)
-        if cached:
-            with torch.no_grad():
-                self._model.prefill(slot, ids[:cached])
+        with torch.no_grad():
+            self._model.prefill(slot, ids[:cached])
         self._slots.fill(slot, ids[cached:], len(ids), len(ids) + self._generation_length, self._mask_id)
 
     def _step(self) -> None:
@@ -160,13 +200,13 @@ class BatchDecoder:
         else:
             self._after(logits)
         if self._cuda:
-            self._ends[self._started % 2].record()
+            self._events[self._started % 2].record()
         self._started += 1
 
     def _after(self, logits: Tensor) -> None:
         self._update(logits, self._slots.blocks, self._slots.fixed)
         self._slots.advance(self._mask_id, self._eos_id)
-        self._flags.copy_(self._slots.finished, non_blocking=True)
+        self._ended.copy_(self._slots.ended, non_blocking=self._cuda)
 
     def _update(self, logits: Tensor, blocks: Tensor, fixed: Tensor) -> None:
         self._post_process(
@@ -189,26 +229,25 @@ class BatchDecoder:
             raise ValueError("model: expected logits in the same memory at every call, as `capture` needs; they moved")
         self._graph.replay()
 
-    def _finished(self) -> tuple[int, list[bool]]:
-        """The number of the last step that is known to have ended, and of every slot, whether its sequence had by then.
+    def _known(self) -> tuple[int, list[int]]:
+        """The number of a step that has ended, and what `Slots.ended` was after it, or after a later one.
 
-        On a GPU that is the step before the last, so that there is always one to work at; the last may have ended too,
-        and a flag be its.
+        On a GPU that is the step before the last, so that there is always one to work at.
         """
         number = self._started - 1
-        if not self._cuda:
-            return number, self._flags.tolist()
-        if number > 0:
-            self._ends[(number - 1) % 2].synchronize()
-        return number - 1, self._flags.tolist()
+        if self._cuda:
+            number -= 1
+            if number >= 0:
+                self._events[number % 2].synchronize()
+        return number, self._ended.tolist()
 
     def _tokens(self, slot: int, prompt_length: int) -> Tensor:
-        """What a finished slot's sequence has generated."""
+        """What the sequence has generated that ended in a slot."""
         if not self._cuda:
             row = self._slots.tokens[slot].clone()
         else:  # beside the step that runs, which leaves this slot alone
             with torch.cuda.stream(self._reading):
-                self._reading.wait_event(self._ends[self._started % 2])
+                self._reading.wait_event(self._events[self._started % 2])
                 row = self._slots.tokens[slot].cpu()
         first = prompt_length % self._block_length
         tokens = row[first : first + self._generation_length]
@@ -221,10 +260,3 @@ class _Entry:
     index: int
     prompt_length: int
     first_step: int
-
-
-def _ids(index: int, prompt: Sequence[int]) -> Tensor:
-    ids = torch.tensor(as_ints(f"prompts[{index}]", prompt), dtype=torch.int64)
-    if len(ids) and int(ids.min()) < 0:
-        raise ValueError(f"prompts[{index}]: expected token ids from 0 on; got {int(ids.min())}")
-    return ids

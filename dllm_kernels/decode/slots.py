@@ -6,7 +6,9 @@ sequence is.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,13 +26,15 @@ class Slots:
     remaining: Tensor  # (S,) int32: masks left in the block
     complete: Tensor  # (S,) bool: the block had no mask left before the forward pass, which cached it as it will stay
     running: Tensor  # (S,) bool
-    finished: Tensor  # (S,) bool: the sequence has ended, until the slot is filled anew
+    passes: Tensor  # (S,) int32: forward passes that the sequence has taken part in
+    ended: Tensor  # (S,) int32: how many those were when it ended, until the slot is filled anew; 0 before
     tokens: Tensor  # (S, T) int64: the blocks so far, from that on in which the prompt ends
 
     @classmethod
     def empty(cls, slots: int, block_length: int, generation_length: int, device: torch.device) -> Slots:
         blocks = -(-(block_length - 1 + generation_length) // block_length)
         whole = torch.zeros(slots, dtype=torch.int64, device=device)
+        counts = torch.zeros(slots, dtype=torch.int32, device=device)
         flags = torch.zeros(slots, dtype=torch.bool, device=device)
         return cls(
             blocks=torch.zeros(slots, block_length, dtype=torch.int64, device=device),
@@ -38,10 +42,11 @@ class Slots:
             starts=whole,
             prompt_ends=whole.clone(),
             ends=whole.clone(),
-            remaining=torch.zeros(slots, dtype=torch.int32, device=device),
+            remaining=counts,
             complete=flags,
             running=flags.clone(),
-            finished=flags.clone(),
+            passes=counts.clone(),
+            ended=counts.clone(),
             tokens=torch.zeros(slots, blocks * block_length, dtype=torch.int64, device=device),
         )
 
@@ -56,13 +61,13 @@ class Slots:
         self.starts[slot].fill_(start)
         self.prompt_ends[slot].fill_(prompt_end)
         self.ends[slot].fill_(end)
-        for flags, value in ((self.complete, False), (self.running, True), (self.finished, False)):
-            flags[slot].fill_(value)
+        for state, value in ((self.complete, 0), (self.running, 1), (self.passes, 0), (self.ended, 0)):
+            state[slot].fill_(value)
 
     def advance(self, mask_id: int, eos_id: int | None) -> None:
         """After a step's token update, which has left `remaining`: keep the tokens, end sequences that have ended, and
         take those on to their next block whose block was cached complete."""
-        if self.blocks.is_cuda:
+        if self.blocks.is_cuda and _has_triton():
             from dllm_kernels.gpu.advance import advance
 
             advance(self, mask_id, eos_id)
@@ -86,10 +91,16 @@ class Slots:
         done &= self.running
         onward = self.running & self.complete & ~done
         self.complete.copy_(self.running & ~done & ~self.complete & (self.remaining == 0))
+        self.passes.add_(self.running)
+        self.ended.copy_(torch.where(done, self.passes, self.ended))
         self.running.logical_and_(~done)
-        self.finished.logical_or_(done)
 
         self.starts.add_(onward * block_length)
         behind = positions + block_length >= self.ends.unsqueeze(-1)
         self.blocks.copy_(torch.where(onward.unsqueeze(-1), mask_id, self.blocks))
         self.fixed.copy_(torch.where(onward.unsqueeze(-1), behind, self.fixed))
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

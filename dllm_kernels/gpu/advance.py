@@ -22,7 +22,8 @@ def advance(slots: Slots, mask_id: int, eos_id: int | None) -> None:
         slots.remaining,
         slots.complete,
         slots.running,
-        slots.finished,
+        slots.passes,
+        slots.ended,
         slots.tokens,
         mask_id,
         0 if eos_id is None else eos_id,
@@ -30,7 +31,7 @@ def advance(slots: Slots, mask_id: int, eos_id: int | None) -> None:
         slots.tokens.shape[1],
         HAS_EOS=eos_id is not None,
         BLOCK_L=triton.next_power_of_2(block_length),
-        num_warps=1,
+        num_warps=1,  # which reads all that it writes before it does
     )
 
 
@@ -44,7 +45,8 @@ def advance_kernel(
     remaining_ptr,
     complete_ptr,
     running_ptr,
-    finished_ptr,
+    passes_ptr,
+    ended_ptr,
     tokens_ptr,
     mask_id,
     eos_id,
@@ -75,7 +77,9 @@ def advance_kernel(
     onward = running & complete & ~done
     tl.store(complete_ptr + slot, running & ~done & ~complete & (left == 0))
     tl.store(running_ptr + slot, running & ~done)
-    tl.store(finished_ptr + slot, done, mask=done)
+    passes = tl.load(passes_ptr + slot) + 1
+    tl.store(passes_ptr + slot, passes, mask=running)
+    tl.store(ended_ptr + slot, passes, mask=done)
 
     tl.store(starts_ptr + slot, start + block_length, mask=onward)
     fresh = tl.zeros_like(ids) + mask_id

@@ -20,17 +20,15 @@ pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
 FOUND = 86  # exit code where the tool has found something
 MINUTES = 30
-TOOLS = {
-    "memcheck": [],
-    "racecheck": ["--kernel-name", "kernel_substring=post_process_kernel"],
-    "synccheck": ["--kernel-name", "kernel_substring=post_process_kernel"],
-    "initcheck": ["--kernel-name", "kernel_substring=post_process_kernel"],
-}
+OURS = [
+    part for name in ("post_process_kernel", "advance_kernel") for part in ("--kernel-name", f"kernel_substring={name}")
+]
+TOOLS = {"memcheck": [], "racecheck": OURS, "synccheck": OURS, "initcheck": OURS}
 CONTRACT = ["tests/test_post_process.py", "-k"]
 SETS = {
     "quick": [*CONTRACT, "triton and (options_together or edits_of_odd_rows or many_short_blocks or outputs_alone)"],
     "whole": [*CONTRACT, "triton"],
-    "batches": ["tests/test_batches.py", "-k", "advances or captured"],
+    "batches": ["tests/test_batches.py", "-k", "advances or as_on_the_cpu"],
     "streams and graphs": ["tests/test_gpu.py", "-k", "graph or streams or workspace or fork"],
 }
 OVERRUN = """
