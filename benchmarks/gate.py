@@ -19,7 +19,7 @@ from benchmarks.machine_code import WHAT
 from benchmarks.noise import ALONE, pair_name
 from benchmarks.policy import Policy, judged_clocks, slowdown_tolerance
 from benchmarks.results import AcceptedSlowdown, Baseline, BaselineEntry, Noise, NoiseRecord, Run, Series, Strict
-from benchmarks.workloads import WORKLOADS, clocks_of
+from benchmarks.workloads import WORKLOADS, clocks_of, is_decoding
 
 COUNTED = {"launches": "launches", "synchronizations": "waits of the host", "allocations": "allocations on the device"}
 LEAST_PAIRS = 3  # of a process, for its middle to be one
@@ -367,9 +367,13 @@ def _notes(run: Run, case: Case) -> list[str]:
         notes.append(f"A part only: {missing} of the {len(known)} workloads for this device were not asked for.")
     if environment.dirty:
         notes.append("The working tree has uncommitted changes: this run enters no history.")
-    if run.skipped:
-        why = "they need a GPU" if environment.device_type == "cpu" else "the base commit is too old for them"
-        notes.append(f"Left out, because {why}: {', '.join(run.skipped)}.")
+    too_new = [name for name in run.skipped if environment.device_type == "cuda" and is_decoding(name)]
+    for names, why in (
+        ([name for name in run.skipped if name not in too_new], "they need a GPU"),
+        (too_new, "the base commit is too old for them"),
+    ):
+        if names:
+            notes.append(f"Left out, because {why}: {', '.join(names)}.")
     for clock, what in (("graph_us", "In a CUDA graph"), ("host_us", "Until the call returns")):
         if told := _medians(run, clock):
             notes.append(f"{what}, microseconds a call, recorded and not judged: {told}.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from benchmarks import stats
 from benchmarks.noise import pair_name
 from benchmarks.results import Noise, NoiseRecord, Run, Series, Strict
-from benchmarks.workloads import WORKLOADS, Decoding, clocks_of
+from benchmarks.workloads import clocks_of, is_decoding
 
 CLOCKS = {"cuda": {"device_us", "call_us"}, "cpu": {"call_us"}}  # that are judged
 
@@ -66,8 +66,7 @@ class Policy(Strict):
 
     def floor(self, device_type: str, workload: str, clock: str) -> float:
         """Least speedup over the reference."""
-        decoding = isinstance(WORKLOADS.get(workload), Decoding)
-        return self.decoding_floor if decoding else self.floors[device_type][clock]
+        return self.decoding_floor if is_decoding(workload) else self.floors[device_type][clock]
 
     def look_error(self) -> float:
         """Of one look's one-sided intervals."""

@@ -122,6 +122,11 @@ def operations() -> dict[str, Workload]:
     return {name: workload for name, workload in WORKLOADS.items() if isinstance(workload, Workload)}
 
 
+def is_decoding(name: str) -> bool:
+    """Whether the registered workload of that name is one of whole sequences."""
+    return isinstance(WORKLOADS.get(name), Decoding)
+
+
 def clocks_of(name: str) -> frozenset[str]:
     """That the workload of that name, registered today or not, is measured on."""
     return WORKLOADS[name].clocks if name in WORKLOADS else Workload.clocks

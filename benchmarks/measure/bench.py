@@ -65,7 +65,7 @@ def start(package_folder: Path | None) -> dict[str, Any]:
 
 def open_bench(workload: str, seed: int) -> Any:
     """What measures that workload: a `Bench`, or for sequences a `benchmarks.e2e.bench.DecodingBench`."""
-    if isinstance(workloads.WORKLOADS.get(workload), workloads.Decoding):
+    if workloads.is_decoding(workload):
         from benchmarks.e2e.bench import DecodingBench
 
         return DecodingBench(workload, seed)
