@@ -49,9 +49,7 @@ def compute_sanitizer() -> str:
     packaged = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
     found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=str(packaged))
     if found is None:
-        pytest.fail(
-            "compute-sanitizer: not on PATH; it comes with CUDA's toolkit, or: pip install nvidia-cuda-sanitizer-api"
-        )
+        pytest.fail("compute-sanitizer: not on PATH; it comes with CUDA's toolkit, or: pip install --group sanitizer")
     return found
 
 
