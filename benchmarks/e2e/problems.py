@@ -54,6 +54,23 @@ def stream(seed: int, split: Split) -> Iterator[Problem]:
             yield _problem(question, steps)
 
 
+def equations(seed: int) -> Iterator[tuple[str, str]]:
+    """Bare equations of the kind that solutions have, without end, the hard kinds more often: `47-29=` and `18`."""
+    draw = Draw(seed)
+    while True:
+        kind = draw.number(1, 20)
+        if kind <= 10:
+            left = draw.number(3, 108 if draw.number(1, 10) > 1 else 150)
+            right = draw.number(2, min(99, left - 1))
+            yield f"{left}-{right}=", str(left - right)
+        elif kind <= 17:
+            left, right = draw.number(2, 108), draw.number(2, 99)
+            yield f"{left}+{right}=", str(left + right)
+        else:
+            right, result = draw.number(2, 9), draw.number(2, 15)
+            yield f"{right * result}/{right}=", str(result)
+
+
 def split_of(question: str) -> Split:
     """The split that a question belongs to."""
     digest = hashlib.sha256(question.encode()).digest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks.e2e import checkpoint
 from benchmarks.e2e.chat import TOKENIZER, TOKENIZER_CONFIG, Chat
 from benchmarks.e2e.llada2 import Config, LLaDA2
-from benchmarks.e2e.problems import Problem, extract_answer, generate, stream
+from benchmarks.e2e.problems import Problem, equations, extract_answer, generate, stream
 from dllm_kernels import iter_decode
 
 DESCRIPTION = "Train the small block-diffusion model of word problems, from nothing, and write its checkpoint."
@@ -45,6 +46,9 @@ VOCABULARY_FROM = 5000  # problems
 SHARE_ALL_MASKED = 0.3  # of the blocks in training, since decoding starts there
 EVALUATED_TOGETHER = 64  # problems
 GENERATION_LENGTH, THRESHOLD = 64, 0.95
+STEPS, SHARE_WITH_EQUATIONS = 4100, 0.146
+BLOCK_LENGTH = 16
+EQUATIONS_LENGTH = 3 * BLOCK_LENGTH  # tokens of a row
 REPORTED_EVERY = 50  # steps
 
 SMALL = Config(
@@ -74,17 +78,26 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Of a run of training."""
+class Stage:
+    """A part of the training, with a learning rate that rises and falls."""
 
-    steps: int = 3500
-    seed: int = 0
-    batch_size: int = 16  # problems a step
-    copies: int = 3  # masked ones of each problem
-    block_length: int = 16
+    steps: int
+    copies: int  # masked ones of each problem
+    rows_of_equations: int  # a step, beside the problems
+    learning_rate: float  # of AdamW
+    warmup: int  # steps
     matrix_rate: float = 0.02  # of Muon
-    learning_rate: float = 2e-3  # of AdamW
-    warmup: int = 50  # steps
+    batch_size: int = 16  # problems a step
+
+
+def stages(steps: int) -> tuple[Stage, Stage]:
+    """First problems, from which the model learns to read, to copy and to multiply; then bare equations beside them,
+    from which it learns to add, to take away and to divide in fewer steps."""
+    last = round(steps * SHARE_WITH_EQUATIONS)
+    return (
+        Stage(steps - last, copies=3, rows_of_equations=0, learning_rate=2e-3, warmup=50),
+        Stage(last, copies=1, rows_of_equations=64, learning_rate=1e-3, warmup=20),
+    )
 
 
 @dataclass(frozen=True)
@@ -194,6 +207,28 @@ def denoising_states(model: LLaDA2, ids: Tensor, noisy: Tensor, start: int, bloc
     return hidden[:, text:]
 
 
+def equation_batches(seed: int, chat: Chat, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Equations (rows, EQUATIONS_LENGTH), and where to mask them: in results, of which most are masked whole."""
+    draws, stream_of_equations = random.Random(seed), equations(seed)
+    while True:
+        drawn = [_row_of_equations(stream_of_equations, chat, draws) for _ in range(rows)]
+        yield torch.tensor([ids for ids, _ in drawn]), torch.tensor([masked for _, masked in drawn])
+
+
+def _row_of_equations(
+    drawn: Iterator[tuple[str, str]], chat: Chat, draws: random.Random
+) -> tuple[list[int], list[bool]]:
+    ids: list[int] = []
+    masked: list[bool] = []
+    while len(ids) < EQUATIONS_LENGTH:
+        left, result = next(drawn)
+        before, after = chat.tokenizer.encode(left).ids, chat.tokenizer.encode(f"{result}.").ids
+        whole = draws.random() < 0.6
+        ids += before + after
+        masked += [False] * len(before) + [whole or draws.random() < 0.5 for _ in after]
+    return ids[:EQUATIONS_LENGTH], masked[:EQUATIONS_LENGTH]
+
+
 def share_of_rate(step: int, steps: int, warmup: int) -> float:
     """Of the highest learning rate: up from 0 in `warmup` steps, then down to 0 along a cosine."""
     if step < warmup:
@@ -201,21 +236,29 @@ def share_of_rate(step: int, steps: int, warmup: int) -> float:
     return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
 
-def train(config: Config, chat: Chat, settings: Settings, report: Report) -> LLaDA2:
-    """A model of random weights, trained; float32."""
-    model = checkpoint.random_model(config, device="cpu", dtype=torch.float32, seed=settings.seed)
+def train(model: LLaDA2, chat: Chat, parts: Sequence[Stage], seed: int, report: Report) -> None:
+    """Train a model in float32, one stage after the other."""
     model.requires_grad_(True).train()
-    optimizers = _optimizers(model, settings)
+    for number, stage in enumerate(parts):
+        _train_stage(model, chat, stage, seed + 1000 * number, report)
+    model.requires_grad_(False).eval()
+
+
+def _train_stage(model: LLaDA2, chat: Chat, stage: Stage, seed: int, report: Report) -> None:
+    optimizers = _optimizers(model, stage)
     schedulers = [
-        torch.optim.lr_scheduler.LambdaLR(one, lambda step: share_of_rate(step, settings.steps, settings.warmup))
+        torch.optim.lr_scheduler.LambdaLR(one, lambda step: share_of_rate(step, stage.steps, stage.warmup))
         for one in optimizers
     ]
-    generator = torch.Generator().manual_seed(settings.seed)
-    examples = batches(stream(settings.seed, "train"), chat, settings.batch_size, settings.block_length)
+    generator = torch.Generator().manual_seed(seed)
+    examples = batches(stream(seed, "train"), chat, stage.batch_size, BLOCK_LENGTH)
+    rows = equation_batches(seed, chat, stage.rows_of_equations)
     started, losses = time.monotonic(), []
-    for step, batch in enumerate(islice(examples, settings.steps), 1):
-        loss = denoising_loss(model, batch, chat.mask_id, settings.block_length, settings.copies, generator)
+    for step, batch in enumerate(islice(examples, stage.steps), 1):
+        loss = denoising_loss(model, batch, chat.mask_id, BLOCK_LENGTH, stage.copies, generator)
         loss.backward()  # type: ignore[no-untyped-call]
+        if stage.rows_of_equations:
+            equation_loss(model, *next(rows), chat.mask_id).backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -223,10 +266,15 @@ def train(config: Config, chat: Chat, settings: Settings, report: Report) -> LLa
             scheduler.step()
         model.zero_grad()
         losses.append(loss.item())
-        if step % REPORTED_EVERY == 0 or step == settings.steps:
-            report(_progress(step, settings, sum(losses) / len(losses), time.monotonic() - started))
+        if step % REPORTED_EVERY == 0 or step == stage.steps:
+            report(_progress(step, stage, sum(losses) / len(losses), time.monotonic() - started))
             losses.clear()
-    return model.requires_grad_(False).eval()
+
+
+def equation_loss(model: LLaDA2, ids: Tensor, masked: Tensor, mask_id: int) -> Tensor:
+    """Mean cross-entropy of the masked tokens of rows (B, T)."""
+    logits = model(ids.masked_fill(masked, mask_id), BLOCK_LENGTH)
+    return functional.cross_entropy(logits[masked], ids[masked])
 
 
 class Muon(torch.optim.Optimizer):
@@ -265,7 +313,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-def _optimizers(model: LLaDA2, settings: Settings) -> list[torch.optim.Optimizer]:
+def _optimizers(model: LLaDA2, stage: Stage) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for the embeddings and the norms. Those for queries, keys and values lie in
     one parameter, as large as each other."""
     layers = [(name, weight) for name, weight in model.model.layers.named_parameters() if weight.dim() == 2]
@@ -276,16 +324,16 @@ def _optimizers(model: LLaDA2, settings: Settings) -> list[torch.optim.Optimizer
     return [
         Muon(
             [{"params": joint, "parts": 3}, {"params": single}],
-            lr=settings.matrix_rate, momentum=0.95, weight_decay=0.05,
+            lr=stage.matrix_rate, momentum=0.95, weight_decay=0.05,
         ),
-        torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(others, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]  # fmt: skip
 
 
-def _progress(step: int, settings: Settings, loss: float, seconds: float) -> str:
-    rate = step * settings.batch_size / seconds
-    left = (settings.steps - step) * seconds / step / 60
-    return f"step {step:,} of {settings.steps:,}, loss {loss:.4f}, {rate:.0f} problems/s, {left:.1f} min left"
+def _progress(step: int, stage: Stage, loss: float, seconds: float) -> str:
+    rate = step * stage.batch_size / seconds
+    left = (stage.steps - step) * seconds / step / 60
+    return f"step {step:,} of {stage.steps:,}, loss {loss:.4f}, {rate:.0f} problems/s, {left:.1f} min left"
 
 
 def solve(model: LLaDA2, chat: Chat, questions: Sequence[str], block_length: int) -> tuple[list[list[int]], list[int]]:
@@ -331,51 +379,73 @@ def evaluate(model: LLaDA2, chat: Chat, problems: Sequence[Problem], block_lengt
     return Score(right / len(problems), tokens / passes)
 
 
-def write_model(folder: Path, config: Config, settings: Settings, evaluated: int, report: Report) -> Score:
+def write_model(
+    folder: Path, config: Config, steps: int, seed: int, evaluated: int, report: Report, start: Path | None = None
+) -> Score:
     """Train a model and write its checkpoint, in bfloat16, with what it was trained with and how well it then does on
-    `evaluated` held-out problems in its `config.json`. The vocabulary is as large as the tokenizer has it."""
+    `evaluated` held-out problems in its `config.json`. The vocabulary is as large as the tokenizer has it.
+
+    With `start`, a checkpoint's model goes through the last stage again, in as many steps.
+    """
     write_tokenizer(folder)
     chat = Chat.load(folder)
     config = replace(config, vocab_size=chat.tokenizer.get_vocab_size())
+    parts: list[Stage] = [*stages(steps)]
+    before: dict[str, Any] = {}
+    if start is None:
+        model = checkpoint.random_model(config, device="cpu", dtype=torch.float32, seed=seed)
+    else:
+        model = checkpoint.load(start, device="cpu", dtype=torch.float32)
+        before = checkpoint.read_config(start)[1]["trained"]
+        parts = [replace(parts[-1], steps=steps)]
     started = time.monotonic()
-    model = train(config, chat, settings, report)
-    minutes = (time.monotonic() - started) / 60
+    train(model, chat, parts, seed, report)
+    trained = {
+        "steps": before.get("steps", 0) + steps,
+        "seed": seed,
+        "problems_seen": before.get("problems_seen", 0) + sum(stage.steps * stage.batch_size for stage in parts),
+        "minutes": round(before.get("minutes", 0) + (time.monotonic() - started) / 60, 1),
+    }
+    return write_checkpoint(model, folder, chat, trained, seed + 1, evaluated)
+
+
+def write_checkpoint(
+    model: LLaDA2, folder: Path, chat: Chat, trained: dict[str, Any], seed: int, evaluated: int
+) -> Score:
+    """The model in bfloat16 beside its tokenizer, and how well it does after it was loaded again."""
     said: dict[str, Any] = {
-        "block_length": settings.block_length,
+        "block_length": BLOCK_LENGTH,
         "mask_token_id": chat.mask_id,
         "eos_token_id": chat.eos_id,
         "pad_token_id": chat.eos_id,
         "dtype": "bfloat16",
     }
     checkpoint.save(model.to(torch.bfloat16), folder, **said)
-    model = checkpoint.load(folder, device="cpu", dtype=torch.bfloat16)
-    score = evaluate(model, chat, generate(evaluated, settings.seed, "held-out"), settings.block_length)
-    said["trained"] = {
-        "steps": settings.steps,
-        "seed": settings.seed,
-        "problems_seen": settings.steps * settings.batch_size,
-        "minutes": round(minutes, 1),
+    model = checkpoint.load(folder, device="cpu", dtype=torch.float32)  # many processors have no bfloat16
+    score = evaluate(model, chat, generate(evaluated, seed, "held-out"), BLOCK_LENGTH)
+    said["trained"] = trained | {
         "held_out_problems": evaluated,
         "held_out_exact_match": score.exact_match,
         "tokens_per_forward": round(score.tokens_per_forward, 2),
     }
-    checkpoint.save(model, folder, **said)
+    checkpoint.save(model.to(torch.bfloat16), folder, **said)
     return score
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.e2e.train", description=DESCRIPTION)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the checkpoint goes")
-    parser.add_argument("--steps", type=int, default=Settings.steps, metavar="N", help="of training (%(default)s)")
-    parser.add_argument("--seed", type=int, default=Settings.seed, metavar="N", help="of all draws (%(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="of training (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all draws (%(default)s)")
     parser.add_argument(
         "--evaluate", type=int, default=1000, metavar="N", help="held-out problems, after training (%(default)s)"
     )
+    parser.add_argument(
+        "--start", type=Path, metavar="FOLDER", help="a checkpoint that goes through the last stage again"
+    )
     given = parser.parse_args(arguments)
     console = Console(highlight=False)
-    score = write_model(
-        given.output, SMALL, Settings(steps=given.steps, seed=given.seed), given.evaluate, console.print
-    )
+    score = write_model(given.output, SMALL, given.steps, given.seed, given.evaluate, console.print, given.start)
     console.print(
         f"held-out problems: {score.exact_match:.1%} exact match, {score.tokens_per_forward:.2f} tokens a forward pass"
     )
