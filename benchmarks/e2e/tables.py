@@ -88,10 +88,13 @@ def remarks(record: EndToEnd, load: Load) -> list[str]:
     bound = 100 * (record.bound(load.name) - 1)
     gain = 100 * (record.gain(load.name, "fused") - 1)
     share = f", {gain / bound:.0%} of it" if bound > 0 else ""
-    was = SEED["1 request" if load.slots == 1 else "in parallel"]
+    first_figure = ""
+    if record.environment.device_type == "cuda":
+        was = SEED["1 request" if load.slots == 1 else "in parallel"]
+        first_figure = f" The project's first figure for this row, in SGLang on an H20: {was}."
     said.append(
         f"Gain of fused over {next(iter(record.modes))} {gain:+.1f}%; Amdahl's bound, were all that is outside the "
-        f"forward pass free, {bound:+.1f}%{share}. The project's first figure for this row, in SGLang on an H20: {was}."
+        f"forward pass free, {bound:+.1f}%{share}.{first_figure}"
     )
     if load.name in record.device_us:
         device_us, outside = record.device_us[load.name], record.outside_us(load.name, "fused")
