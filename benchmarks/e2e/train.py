@@ -380,12 +380,20 @@ def evaluate(model: LLaDA2, chat: Chat, problems: Sequence[Problem], block_lengt
 
 
 def write_model(
-    folder: Path, config: Config, steps: int, seed: int, evaluated: int, report: Report, start: Path | None = None
+    folder: Path,
+    config: Config,
+    steps: int,
+    seed: int,
+    evaluated: int,
+    report: Report,
+    start: Path | None = None,
+    rate: float = 1.0,
 ) -> Score:
     """Train a model and write its checkpoint, in bfloat16, with what it was trained with and how well it then does on
     `evaluated` held-out problems in its `config.json`. The vocabulary is as large as the tokenizer has it.
 
-    With `start`, a checkpoint's model goes through the last stage again, in as many steps.
+    With `start`, a checkpoint's model goes through the last stage again, in as many steps. `rate` scales the learning
+    rates: a model that has learned forgets less at a lower one.
     """
     write_tokenizer(folder)
     chat = Chat.load(folder)
@@ -398,6 +406,9 @@ def write_model(
         model = checkpoint.load(start, device="cpu", dtype=torch.float32)
         before = checkpoint.read_config(start)[1]["trained"]
         parts = [replace(parts[-1], steps=steps)]
+    parts = [
+        replace(part, learning_rate=rate * part.learning_rate, matrix_rate=rate * part.matrix_rate) for part in parts
+    ]
     started = time.monotonic()
     train(model, chat, parts, seed, report)
     trained = {
@@ -443,9 +454,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--start", type=Path, metavar="FOLDER", help="a checkpoint that goes through the last stage again"
     )
+    parser.add_argument("--rate", type=float, default=1.0, metavar="X", help="of learning, times so much (%(default)s)")
     given = parser.parse_args(arguments)
     console = Console(highlight=False)
-    score = write_model(given.output, SMALL, given.steps, given.seed, given.evaluate, console.print, given.start)
+    score = write_model(
+        given.output, SMALL, given.steps, given.seed, given.evaluate, console.print, given.start, given.rate
+    )
     console.print(
         f"held-out problems: {score.exact_match:.1%} exact match, {score.tokens_per_forward:.2f} tokens a forward pass"
     )

