@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.e2e import checkpoint, train
+from benchmarks.e2e import checkpoint, muon, train
 from benchmarks.e2e.chat import Chat
 from benchmarks.e2e.problems import generate
 
@@ -133,7 +133,7 @@ def test_training_sees_each_block_as_decoding_does(chat: Chat) -> None:
 
 def test_orthogonal_has_the_singular_vectors_and_no_small_values() -> None:
     matrices = torch.randn(3, 20, 8, generator=torch.Generator().manual_seed(0))
-    for given, made in ((matrices, train.orthogonal(matrices)), (matrices.mT, train.orthogonal(matrices.mT))):
+    for given, made in ((matrices, muon.orthogonal(matrices)), (matrices.mT, muon.orthogonal(matrices.mT))):
         u, _, vh = torch.linalg.svd(given, full_matrices=False)
         in_their_terms = u.mT @ made @ vh.mT
         values = in_their_terms.diagonal(dim1=-2, dim2=-1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import hashlib
 import os
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import dllm_kernels
 from benchmarks import workloads
 from benchmarks.e2e import checkpoint
 from benchmarks.e2e.llada2 import LLADA2_MINI
+from benchmarks.e2e.runs import digest_of
 from benchmarks.e2e.serving import Script, Served
 from benchmarks.e2e.steps import Agreement, Mode, fused_step, reference_step
 from benchmarks.measure import machine
@@ -82,16 +82,12 @@ class DecodingBench:
         if self.is_absent:
             return {"passed": False, "detail": "the package has no BatchDecoder", "digest": "", "absent": True}
         agreement = Agreement(self.modes)
-        found = sorted(self._decoder(agreement, False).decode(self.prompts), key=lambda one: int(one.index))
-        digest = hashlib.sha256()
-        for one in found:
-            digest.update(one.tokens.numpy().tobytes())
-            digest.update(one.forward_passes.to_bytes(8, "little"))
+        found = list(self._decoder(agreement, False).decode(self.prompts))
         if differing := agreement.differing["fused"]:
             detail = f"{differing} tokens are accepted otherwise than by the reference"
             return {"passed": False, "detail": detail, "digest": ""}
         detail = f"the same tokens as the reference's in {agreement.steps} steps of {len(found)} sequences"
-        return {"passed": True, "detail": detail, "digest": digest.hexdigest()}
+        return {"passed": True, "detail": detail, "digest": digest_of(found)}
 
     def warm_up(self) -> dict[str, int]:
         for name in self.decoders:

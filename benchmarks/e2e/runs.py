@@ -10,7 +10,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -139,11 +139,6 @@ def _once(
     found = list(decoder.decode(prompts))
     seconds = time.perf_counter() - began
     _wait(cuda)
-    found.sort(key=lambda one: one.index)
-    digest = hashlib.sha256()
-    for one in found:
-        digest.update(one.tokens.numpy().tobytes())
-        digest.update(one.forward_passes.to_bytes(8, "little"))
     correct = None
     if task.is_correct is not None:
         correct = sum(task.is_correct(one.index % len(task.prompts), one.tokens.tolist()) for one in found)
@@ -158,9 +153,18 @@ def _once(
         forward_us=tuple(served.timeline.forward_us()),
         outside_us=tuple(served.timeline.outside_us()),
         correct=correct,
-        digest=digest.hexdigest(),
+        digest=digest_of(found),
         fault=gpu.state([os.getpid()]).fault if gpu else "",
     )
+
+
+def digest_of(found: Iterable[dllm_kernels.Decoded]) -> str:
+    """SHA-256 of all tokens, and of the passes that they took, in the order of the prompts."""
+    digest = hashlib.sha256()
+    for one in sorted(found, key=lambda one: int(one.index)):
+        digest.update(one.tokens.numpy().tobytes())
+        digest.update(one.forward_passes.to_bytes(8, "little"))
+    return digest.hexdigest()
 
 
 def _wait(cuda: bool) -> None:
