@@ -55,13 +55,15 @@ def compute_sanitizer() -> str:
 
 def under(tool: str, *command: str) -> subprocess.CompletedProcess[str]:
     """Run Python under the tool; what both printed is in `stdout`."""
+    # A pytest below another would take itself for one of xdist's workers.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run(
         [
             compute_sanitizer(), "--tool", tool, *TOOLS[tool], "--error-exitcode", str(FOUND), "--print-limit", "5",
             sys.executable, *command,
         ],
         cwd=ROOT,
-        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        env={**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
