@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,8 @@ def profiler() -> Any:
     """PyTorch's, for its raw events alone: building its table of functions would take seconds a block."""
     import torch
 
+    # That is what `acc_events=False` asks for.
+    warnings.filterwarnings("ignore", "Warning: Profiler clears events at the end of each cycle", UserWarning)
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     return torch.profiler.profile(activities=activities, acc_events=False)
 
