@@ -223,7 +223,8 @@ def _baseline(options: argparse.Namespace) -> int:
 
 
 def _noise(options: argparse.Namespace) -> int:
-    learned = noise.learned([results.load(results.Run, path) for path in options.records])
+    runs = [results.load(results.Run, path) for path in options.records]
+    learned = noise.learned(runs, session.noise_of(runs[0].environment.device))
     path = session.noise_path(learned.device)
     results.save(learned, path)
     print(f"Known noise of {learned.device}: {path}. It counts once it is reviewed and merged.")

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # How fast a device model reads from its memory: `torch.sum` over logits larger than its caches, on the device's clock.
-# Measured once, so that a series of shares of it moves with the kernel alone: 2026-11-23, torch 2.11.0+cu130.
-READ_GB_PER_S = {"NVIDIA H100 80GB HBM3": 3060.0}
+# Measured once, so that a series of shares of it moves with the kernel alone: torch 2.11.0+cu130, the H100 on
+# 2026-11-23, the H200 on 2026-11-28.
+READ_GB_PER_S = {"NVIDIA H100 80GB HBM3": 3060.0, "NVIDIA H200": 4350.0}
 
 FLOOR, EMPTY_KERNEL, PLAIN_CALL = "floor", "empty kernel", "x.add_(1)"
 

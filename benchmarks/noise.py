@@ -22,8 +22,9 @@ def pair_name(series: Series) -> str:
     return f"{series.implementation} beside {series.beside}"
 
 
-def learned(runs: Sequence[Run]) -> NoiseRecord:
-    """The noise that runs of one commit show, alone or beside itself.
+def learned(runs: Sequence[Run], known: NoiseRecord | None = None) -> NoiseRecord:
+    """The noise that runs of one commit show, alone or beside itself; of workloads that they do not hold, what was
+    known before.
 
     Raises:
         ValueError: another device's run is among them, another commit's, edited code's, a wrong result's, or there are
@@ -46,7 +47,9 @@ def learned(runs: Sequence[Run]) -> NoiseRecord:
     processes = sum(len({check.process for check in run.checks}) for run in runs)
     if processes < LEAST_PROCESSES:
         raise ValueError(f"records: expected {LEAST_PROCESSES} processes in all; got {processes}")
-    return NoiseRecord(first.device, runs[0].created, first.commit, _entries([_logs(run) for run in runs]))
+    entries = _entries([_logs(run) for run in runs])
+    before = known.entries if known and known.device == first.device else {}
+    return NoiseRecord(first.device, runs[0].created, first.commit, {**before, **entries})
 
 
 def _logs(run: Run) -> dict[Key, list[float]]:

@@ -248,7 +248,7 @@ class NoiseRecord(Record):
     VERSION = 1
 
     device: str
-    created: str
+    created: str  # this and the commit: of the runs that were learned from last
     commit: str | None
     entries: dict[str, dict[str, dict[str, Noise]]]  # workload, clock, and what beside what: see `noise.pair_name`
 

@@ -218,11 +218,11 @@ def plot(table: KernelTable, path: Path) -> None:
     left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     left.xaxis.set_major_formatter("{x:g}")
     left.xaxis.set_minor_locator(NullLocator())
-    left.set_xlabel(f"speedup over the reference, {clock} (log scale; further right is faster)")
+    left.set_xlabel(f"speedup over the reference, {clock}")
     right.axvline(100, color=INK, linewidth=1)
     right.set_xlim(left=0)
     clocks = ", ".join(dict.fromkeys(sheet.floor_clocks[0] + " if warm" * sheet.workload.warm for sheet in sheets))
-    right.set_xlabel(f"percent of the floor's speed (reading the logits once), {clocks}")
+    right.set_xlabel(f"percent of the floor's speed, {clocks}")
     left.set_yticks(range(len(sheets)), [sheet.workload.name for sheet in sheets])
     left.set_ylim(len(sheets) - 0.4, -0.6)  # in the order of the table
     for axes in (left, right):

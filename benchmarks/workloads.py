@@ -109,12 +109,10 @@ _REGISTERED: tuple[AnyWorkload, ...] = (
     *_shares(1, 32, 50257, "fp16", 100),  # rows that do not start on 16 bytes
     Workload(1, 32, 128000, "fp16", 100, warm=True),
     Workload(1, 32, 157184, "bf16", 100, warm=True),
-    Decoding(1, 32, 157184, "bf16"),
-    Decoding(16, 32, 157184, "bf16"),
 )
 WORKLOADS = {workload.name: workload for workload in _REGISTERED}
 QUICK = ("1x32x128000-fp16-100", "1x32x157184-bf16-100", "1x32x157184-bf16-50", "8x4x151936-bf16-100")
-DECODED_TOKENS = 64
+DECODED_TOKENS = 32
 
 _NAME = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)-([a-z0-9]+)-(\d+)(-warm)?")
 

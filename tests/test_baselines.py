@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import results, session
+from benchmarks.e2e.record import EndToEnd
 from benchmarks.selftest import Selftest
 from benchmarks.workloads import WORKLOADS
 
 EVIDENCE = session.BASELINES.parent / "evidence"
-KINDS = {"selftest": Selftest, "gate": results.Run, "kernel": results.KernelTable}
+KINDS = {"selftest": Selftest, "gate": results.Run, "kernel": results.KernelTable, "e2e": EndToEnd}
 
 
 def _names(folder: Path) -> list[str]:
@@ -30,8 +31,8 @@ def test_a_baseline_holds_every_workload_of_its_device_and_no_other(name):
 def test_the_noise_of_every_workload_is_known_beside_base(name):
     noise = results.load(results.NoiseRecord, session.BASELINES / "noise" / name)
     assert name == session.noise_path(noise.device).name
-    for workload in WORKLOADS:
-        for clock in ("device_us", "call_us"):
+    for workload, kind in WORKLOADS.items():
+        for clock in kind.clocks & {"device_us", "call_us"}:
             assert noise.of(workload, clock, "fused beside base fused"), (workload, clock)
             assert noise.of(workload, clock, "fused beside base reference"), (workload, clock)
 

@@ -194,7 +194,7 @@ def test_a_step_over_the_cache_gives_the_logits_of_the_whole_sequence(config: Co
     sequences = [some_ids(config, length, seed) for seed, length in enumerate(lengths)]
     for slot, ids in enumerate(sequences):
         if len(ids) > BLOCK:
-            model.prefill(ids[:-BLOCK], cache, slot, BLOCK)
+            model.prefill(ids[None, :-BLOCK], cache, cache.slots[slot : slot + 1], BLOCK)
     blocks = torch.stack([ids[-BLOCK:] for ids in sequences])
     starts = torch.tensor([length - BLOCK for length in lengths])
     model.step(torch.zeros_like(blocks), starts, cache)  # an earlier pass leaves other keys and values there

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from benchmarks.noise import learned
-from benchmarks.results import Check
+from benchmarks.results import Check, Noise, NoiseRecord
 from tests.records import GPU, NAME, make_run, steady
 
 
@@ -35,6 +35,20 @@ def test_noise_of_the_same_code_is_taken_around_none_and_of_a_speedup_within_run
     beside_reference = noise.of(NAME, "device_us", "fused beside base reference")
     assert (beside_reference.deviation, beside_reference.processes) == (pytest.approx(0, abs=1e-9), 29)
     assert noise.of(NAME, "device_us", "fused beside reference") is None  # of one process: another way to measure
+
+
+def test_what_is_known_of_other_workloads_stays():
+    """Or a workload that is new would have everything measured again."""
+    run = _same_code(30, device=1.01)
+    older = NoiseRecord(GPU.device, "2026-01-01", "f" * 40, {
+        name: {"device_us": {"fused beside base fused": Noise(0.5, 30)}} for name in (NAME, "1x1x1-fp32-100")
+    })  # fmt: skip
+    noise = learned([run], older)
+    assert noise.of("1x1x1-fp32-100", "device_us", "fused beside base fused").deviation == 0.5
+    assert noise.of(NAME, "device_us", "fused beside base fused").deviation == pytest.approx(0.01, rel=0.01)
+    assert noise.commit == GPU.commit
+    elsewhere = dataclasses.replace(older, device="NVIDIA Other")
+    assert set(learned([run], elsewhere).entries) == {NAME}
 
 
 def test_noise_is_learned_of_a_clean_commit_with_right_results_alone():

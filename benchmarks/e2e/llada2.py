@@ -104,17 +104,17 @@ class LLaDA2(nn.Module):
         hidden = self.model(input_ids, positions, block_causal(input_ids.shape[1], block_length, input_ids.device))
         return self.lm_head(hidden)  # type: ignore[no-any-return]
 
-    def prefill(self, input_ids: Tensor, cache: Cache, slot: int, block_length: int) -> None:
-        """Put a sequence's first tokens (T,), whole blocks, into a slot of the cache."""
-        ids = input_ids.unsqueeze(0)
-        positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
-        slots = cache.slots[slot : slot + 1]
+    def prefill(self, input_ids: Tensor, cache: Cache, slots: Tensor, block_length: int) -> None:
+        """Put the first tokens (1, T) of a sequence, whole blocks, into the slot (1,) of the cache. Nothing in it waits
+        for the GPU, as in `step`."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
 
         def remember(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
             cache.write(layer, keys, values, slots, positions)
             return keys, values
 
-        self.model(ids, positions, block_causal(ids.shape[1], block_length, ids.device), remember)
+        seen = block_causal(input_ids.shape[1], block_length, input_ids.device)
+        self.model(input_ids, positions, seen, remember)
 
     def step(self, input_ids: Tensor, starts: Tensor, cache: Cache) -> Tensor:
         """Logits (B, L, V) of one block (B, L) of every slot, whose first token stands at `starts` (B,).

@@ -6,7 +6,6 @@ import datetime
 import hashlib
 import os
 import random
-import shlex
 import statistics
 import sys
 import time
@@ -19,7 +18,7 @@ import dllm_kernels
 from benchmarks.e2e.record import Agreed, EndToEnd, Forward, Load, Repeat
 from benchmarks.e2e.serving import Served
 from benchmarks.e2e.steps import Agreement, Mode, fused_step
-from benchmarks.measure import machine
+from benchmarks.measure import command, machine
 from benchmarks.measure.cupti import profiler
 
 Progress = Callable[[str], None]
@@ -67,6 +66,7 @@ def measure(
         for load in loads:
             prompts = [task.prompts[number % len(task.prompts)] for number in range(load.requests)]
             served = serve(load.slots)
+            served.prepare(len(prompt) // task.block_length * task.block_length for prompt in prompts)
             progress(f"{load.name}: all modes on the same logits")
             agreement = Agreement(modes)
             list(decoder(task, served, load, agreement, capture=False).decode(prompts))
@@ -87,7 +87,7 @@ def measure(
             device_us[load.name] = _device_us(task, serve(load.slots), load)
     return EndToEnd(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        command=command("benchmarks", sys.argv[1:]),
         seed=seed,
         environment=machine.describe_environment(),
         model=model,
@@ -202,6 +202,8 @@ def _device_us(task: Task, served: Served, load: Load) -> float:
     decoding = decoder(task, served, load, fused_step, capture=False)
     list(decoding.decode(prompts))
     served.restart()
+    with profiler():  # CUPTI takes a second to start, once, and misses what runs meanwhile
+        torch.cuda.synchronize()
     with profiler() as profile:
         list(decoding.decode(prompts))
         torch.cuda.synchronize()
@@ -209,4 +211,4 @@ def _device_us(task: Task, served: Served, load: Load) -> float:
     ns = [event.duration_ns() for event in events if KERNEL in event.name()]
     if not ns:
         raise RuntimeError(f"CUPTI reported no {KERNEL} in {len(served.timeline.passes)} steps")
-    return float(sum(ns) / 1e3 / len(served.timeline.passes))
+    return float(statistics.mean(ns)) / 1e3

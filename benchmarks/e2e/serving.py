@@ -6,7 +6,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,12 +115,31 @@ class Served:
         self.timeline = Timeline(weight.is_cuda)
         self.last: tuple[Tensor, Tensor] | None = None  # arguments of the last pass
         self.graphs: dict[tuple[int, int], tuple[Any, Tensor]] = {}  # with their logits, by the memory that they read
+        self.prefills: dict[int, tuple[Any, Tensor, Tensor]] = {}  # graphs with their ids and slot, by number of tokens
         self.pool = torch.cuda.graph_pool_handle() if weight.is_cuda else None
 
     def prefill(self, slot: int, input_ids: Tensor) -> None:
         self.timeline.entries.add(len(self.timeline.passes))
-        if len(input_ids):
-            self.model.prefill(input_ids, self.cache, slot, self.block_length)
+        if not len(input_ids):
+            return
+        if not self.timeline.cuda:
+            self.model.prefill(input_ids[None], self.cache, self.cache.slots[slot : slot + 1], self.block_length)
+            return
+        self.prepare([len(input_ids)])
+        graph, ids, slots = self.prefills[len(input_ids)]
+        ids.copy_(input_ids[None])
+        slots.fill_(slot)
+        graph.replay()
+
+    def prepare(self, lengths: Iterable[int]) -> None:
+        """Capture the prefill of so many tokens, where that is still to be done: launched kernel by kernel, it takes
+        the host several times as long as the GPU."""
+        for length in {*lengths} - {0, *self.prefills} if self.timeline.cuda else ():
+            ids, slots = self.cache.slots.new_zeros(1, length), self.cache.slots[:1].clone()
+            prefill = functools.partial(self.model.prefill, ids, self.cache, slots, self.block_length)
+            with torch.no_grad():
+                graph, _ = self._captured(prefill)
+            self.prefills[length] = (graph, ids, slots)
 
     def __call__(self, input_ids: Tensor, starts: Tensor) -> Tensor:
         self.last = (input_ids, starts)
@@ -198,7 +217,7 @@ class Served:
             return functools.partial(self._forward, input_ids, starts)
         memory = (input_ids.data_ptr(), starts.data_ptr())
         if memory not in self.graphs:
-            self.graphs[memory] = self._captured(input_ids, starts)
+            self.graphs[memory] = self._captured(functools.partial(self._forward, input_ids, starts))
         graph, logits = self.graphs[memory]
 
         def replay() -> Tensor:
@@ -214,14 +233,15 @@ class Served:
         self.script.apply(logits, input_ids, starts)
         return logits
 
-    def _captured(self, input_ids: Tensor, starts: Tensor) -> tuple[Any, Tensor]:
+    def _captured(self, run: Callable[[], Any]) -> tuple[Any, Any]:
+        """A graph of `run`, and what it returns, in the memory where every replay leaves it."""
         side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries prepare themselves in their first calls, which a graph may not hold
             for _ in range(2):
-                self._forward(input_ids, starts)
+                run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
-            logits = self._forward(input_ids, starts)
-        return graph, logits
+            returned = run()
+        return graph, returned

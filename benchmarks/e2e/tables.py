@@ -109,8 +109,12 @@ def remarks(record: EndToEnd, load: Load) -> list[str]:
                 f"masked positions; accepted otherwise: {differ}. In float32 {agreed.undecidable} were undecidable, "
                 f"{agreed.excused} of them accepted otherwise."
             )
-    faults = sorted({one.fault for one in record.repeats if one.load == load.name and one.fault})
-    said += [f"Measure again: after some repeats, {fault}." for fault in faults]
+    ends = [one.fault for one in record.repeats if one.load == load.name]
+    said += [
+        f"After {ends.count(fault)} of {len(ends)} repeats {fault}: a gain counts only if the passes of all modes took "
+        f"the same time."
+        for fault in sorted({*ends} - {""})
+    ]
     said += record.differences(load.name)
     return said
 
