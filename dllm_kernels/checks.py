@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Real
 from typing import Any, SupportsIndex
@@ -20,6 +21,18 @@ _LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _IDS_BOUNDS = {torch.int64: (-(2**63), 2**63 - 1), torch.int32: (-(2**31), 2**31 - 1)}
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What follows from the dtypes, shapes, strides and device of logits and ids."""
+
+    device_type: str
+    blocks: int
+    is_empty: bool  # of positions
+    logits_bytes: int  # from the first element's to the last's, as for `ids_bytes`
+    ids_bytes: int
+    plans: dict[Any, Any] = field(default_factory=dict)  # in which a backend keeps what it works out
+
+
 @lru_cache(maxsize=4096)
 def check_layout(
     dtype: torch.dtype,
@@ -30,11 +43,8 @@ def check_layout(
     ids_shape: torch.Size,
     ids_strides: tuple[int, ...],
     ids_device: torch.device,
-) -> dict[Any, Any]:
-    """Everything about logits and ids but their values: once a layout, because it takes longer than the launch.
-
-    Returns a dictionary in which the backend may keep what it works out for this layout.
-    """
+) -> Layout:
+    """Everything about logits and ids but their values: once a layout, because it takes longer than the launch."""
     if dtype not in _LOGITS_DTYPES:
         raise TypeError(f"logits: expected float16, bfloat16 or float32; got {dtype}")
     if ids_dtype not in _IDS_BOUNDS:
@@ -57,7 +67,13 @@ def check_layout(
             f"input_ids: expected elements that do not overlap in memory; got shape {tuple(ids_shape)} "
             f"with strides {ids_strides}"
         )
-    return {}
+    return Layout(
+        device.type,
+        shape[0] if len(shape) == 3 else 1,
+        0 in ids_shape,
+        _elements_spanned(shape, strides) * dtype.itemsize,
+        _elements_spanned(ids_shape, ids_strides) * ids_dtype.itemsize,
+    )
 
 
 def check_tensor(
@@ -89,8 +105,7 @@ def _overlaps_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def check_mask_id(mask_id: int, input_ids: Tensor) -> int:
-    if type(mask_id) is not int:
-        mask_id = as_int("mask_id", mask_id)
+    mask_id = as_int("mask_id", mask_id)
     low, high = _IDS_BOUNDS[input_ids.dtype]
     if not low <= mask_id <= high:
         raise ValueError(f"mask_id: expected a value of {input_ids.dtype}, the dtype of input_ids; got {mask_id}")
@@ -99,6 +114,8 @@ def check_mask_id(mask_id: int, input_ids: Tensor) -> int:
 
 def as_int(name: str, value: object) -> int:
     """`value` as an int, or a TypeError that names the argument."""
+    if type(value) is int:  # what comes nearly always; the rest takes microseconds
+        return value
     if isinstance(value, (bool, Tensor)) or not isinstance(value, SupportsIndex) or hasattr(value, "__len__"):
         raise TypeError(f"{name}: expected an integer; got {value!r}")
     return operator.index(value)
@@ -106,7 +123,7 @@ def as_int(name: str, value: object) -> int:
 
 def as_ints(name: str, values: object) -> list[int]:
     """`values` as a list of ints, or a TypeError that names the argument."""
-    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+    if not isinstance(values, (tuple, list)) and (not isinstance(values, Sequence) or isinstance(values, (str, bytes))):
         raise TypeError(f"{name}: expected a sequence of integers, as a list or a tuple; got {values!r}")
     return [as_int(name, value) for value in values]
 
@@ -119,10 +136,9 @@ def at_least(name: str, value: object, least: int) -> int:
     return number
 
 
-def check_threshold(threshold: float | Tensor, logits: Tensor) -> float | Tensor:
+def check_threshold(threshold: float | Tensor, blocks: int, device: torch.device) -> float | Tensor:
     if isinstance(threshold, Tensor):
-        blocks = logits.shape[0] if logits.dim() == 3 else 1
-        check_tensor("threshold", threshold, torch.float32, (blocks,), logits.device)
+        check_tensor("threshold", threshold, torch.float32, (blocks,), device)
         return threshold
     return _as_float("threshold", threshold, "a number or a float32 tensor")
 
@@ -143,39 +159,56 @@ def _as_float(name: str, number: object, expected: str) -> float:
     return value
 
 
-def check_exclude_ids(exclude_ids: Sequence[int], vocab: int) -> list[int]:
+def check_exclude_ids(exclude_ids: Sequence[int], vocab: int) -> tuple[int, ...]:
     """The excluded ids that lie inside the vocabulary."""
-    tokens = as_ints("exclude_ids", exclude_ids)
+    return _inside(tuple(as_ints("exclude_ids", exclude_ids)), vocab)
+
+
+@lru_cache(maxsize=64)  # engines exclude the same ids at every call
+def _inside(tokens: tuple[int, ...], vocab: int) -> tuple[int, ...]:
     if len(tokens) > MAX_EXCLUDE_IDS:
-        raise ValueError(f"exclude_ids: expected at most {MAX_EXCLUDE_IDS} ids; got {len(tokens)}: {tokens}")
-    inside = sorted({token for token in tokens if 0 <= token < vocab})
+        raise ValueError(f"exclude_ids: expected at most {MAX_EXCLUDE_IDS} ids; got {len(tokens)}: {list(tokens)}")
+    inside = tuple(sorted({token for token in tokens if 0 <= token < vocab}))
     if len(inside) == vocab:
-        raise ValueError(f"exclude_ids: expected to leave a token to choose from a vocabulary of {vocab}; got {tokens}")
+        raise ValueError(
+            f"exclude_ids: expected to leave a token to choose from a vocabulary of {vocab}; got {list(tokens)}"
+        )
     return inside
 
 
-def check_outputs(outputs: Outputs, inputs: dict[str, Tensor | None], logits: Tensor) -> None:
-    input_ids = inputs["input_ids"]
-    assert input_ids is not None
-    blocks = logits.shape[0] if logits.dim() == 3 else 1
+def check_outputs(
+    outputs: Outputs, layout: Layout, logits: Tensor, input_ids: Tensor, **inputs: Tensor | float | None
+) -> None:
+    """Outputs of their own memory, beside logits, ids, and those of the `inputs` that are tensors."""
+    start = input_ids.data_ptr()
+    taken = [("input_ids", start, start + layout.ids_bytes)]
+    start = logits.data_ptr()
+    taken.append(("logits", start, start + layout.logits_bytes))
+    for name, tensor in inputs.items():
+        if isinstance(tensor, Tensor):
+            taken.append((name, *_memory_extent(tensor)))
+    device, shape = logits.device, input_ids.shape
     dtypes = (torch.float32, input_ids.dtype, torch.bool, torch.int32)
-    shapes = (input_ids.shape, input_ids.shape, input_ids.shape, (blocks,))
-    extents = [(name, *_memory_extent(tensor)) for name, tensor in inputs.items() if isinstance(tensor, Tensor)]
-    for name, output, dtype, shape in zip(OUTPUT_NAMES, outputs, dtypes, shapes, strict=True):
+    for name, output, dtype in zip(OUTPUT_NAMES, outputs, dtypes, strict=True):
         if output is None:
             continue
-        check_tensor(name, output, dtype, shape, logits.device, contiguous=True)
+        check_tensor(name, output, dtype, (layout.blocks,) if name == "remaining" else shape, device, contiguous=True)
         start, end = _memory_extent(output)
-        for other, other_start, other_end in extents:
+        for other, other_start, other_end in taken:
             if start < other_end and other_start < end:
                 raise ValueError(f"{name}: expected memory of its own; it overlaps {other}")
-        extents.append((name, start, end))
+        taken.append((name, start, end))
 
 
 def _memory_extent(tensor: Tensor) -> tuple[int, int]:
     """First byte and the one after the last of a tensor's elements."""
     start = tensor.data_ptr()
-    if tensor.numel() == 0:
-        return start, start
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (last + 1) * tensor.element_size()
+    count = tensor.numel() if tensor.is_contiguous() else _elements_spanned(tensor.shape, tensor.stride())
+    return start, start + count * tensor.element_size()
+
+
+def _elements_spanned(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from the first to the last, both counted; 0 where there are none."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

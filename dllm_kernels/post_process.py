@@ -115,32 +115,45 @@ def dllm_post_process_fused(
     for name, tensor in (("logits", logits), ("input_ids", input_ids)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a tensor; got {type(tensor).__name__}")
-    kept = check_layout(
+    layout = check_layout(
         logits.dtype, logits.shape, logits.stride(), logits.device,
         input_ids.dtype, input_ids.shape, input_ids.stride(), input_ids.device,
     )  # fmt: skip
     if prompt_mask is not None:
         check_tensor("prompt_mask", prompt_mask, torch.bool, input_ids.shape, logits.device)
     mask_id = check_mask_id(mask_id, input_ids)
-    threshold = check_threshold(threshold, logits)
+    threshold = check_threshold(threshold, layout.blocks, logits.device)
     if type(exclude_ids) is not tuple or exclude_ids:
         exclude_ids = check_exclude_ids(exclude_ids, logits.shape[-1])
     if edit_threshold is not None:
         edit_threshold = check_edit_threshold(edit_threshold)
     if confidence is not None or tokens is not None or accepted is not None or remaining is not None:
-        inputs = {"input_ids": input_ids, "logits": logits, "prompt_mask": prompt_mask, "workspace": workspace}
-        check_outputs(outputs, {**inputs, "threshold": threshold if isinstance(threshold, Tensor) else None}, logits)
-    backend = _choose_backend(backend, logits.device)
+        check_outputs(
+            outputs, layout, logits, input_ids, prompt_mask=prompt_mask, workspace=workspace, threshold=threshold
+        )  # fmt: skip
+    if backend == "auto":
+        backend = _BACKEND_OF.get(layout.device_type, "reference")
+    else:
+        _check_backend(backend, logits.device)
     if workspace is not None:
         _check_workspace(workspace, logits, backend)
 
-    if input_ids.numel() == 0:
+    if layout.is_empty:
         if remaining is not None:
             with torch.inference_mode():
                 remaining.zero_()
     elif backend == "triton":
         _gpu().post_process(
-            logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, workspace, kept, edit_threshold
+            logits,
+            input_ids,
+            mask_id,
+            threshold,
+            prompt_mask,
+            exclude_ids,
+            outputs,
+            workspace,
+            layout.plans,
+            edit_threshold,
         )
     else:
         _post_process_eager(
@@ -259,9 +272,7 @@ def _gpu() -> ModuleType:
     return gpu
 
 
-def _choose_backend(backend: str, device: torch.device) -> str:
-    if backend == "auto":
-        return _BACKEND_OF.get(device.type, "reference")
+def _check_backend(backend: str, device: torch.device) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {backend!r}")
     if backend == "cpu" and device.type != "cpu":
@@ -272,7 +283,6 @@ def _choose_backend(backend: str, device: torch.device) -> str:
             f"backend: 'triton' takes CUDA tensors, or runs under Triton's interpreter (TRITON_INTERPRET=1); "
             f"logits are on {device}{machine}"
         )
-    return backend
 
 
 def _check_workspace(workspace: Tensor, logits: Tensor, backend: str) -> None:

@@ -72,7 +72,7 @@ class FusedLowConfidence(LowConfidence):
                 accepted=accepted,
             )
         # A block with masks loses one in every step, so where nothing was accepted there was none.
-        return (~accepted.cpu().any(dim=-1)).tolist()
+        return [not changed for changed in accepted.cpu().any(dim=-1).tolist()]
 
 
 class FusedJointThreshold(JointThreshold):
