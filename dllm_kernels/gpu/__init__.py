@@ -196,7 +196,8 @@ def post_process(
     `plans` are those of calls with logits and ids of this dtype, shape, strides and device, to be kept.
     """
     device = logits.device
-    if device.type == "cuda" and device.index != torch._C._cuda_getDevice():
+    index: int | None = device.index  # None for a CPU; asking for `device.type` takes a microsecond
+    if index is not None and index != torch._C._cuda_getDevice():
         with torch.cuda.device(device):
             post_process(
                 logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, workspace, plans,
@@ -233,15 +234,16 @@ def post_process(
                 edit_threshold, *excluded, first_block, *plan.scalars, *plan.constants, dependent, num_warps=plan.warps,
                 **options,
             )  # fmt: skip
-        if device.type == "cuda":
+        if index is not None:
             plan.keep(compiled)
         return
+    assert index is not None  # plans are kept of GPUs alone
     for programs, blocks, first_block in plan.launches:
         plan.launch(
             programs,
             blocks,
             1,
-            torch._C._cuda_getCurrentRawStream(device.index),
+            torch._C._cuda_getCurrentRawStream(index),
             *plan.compiled,
             logits_start,
             input_ids.data_ptr(),
