@@ -82,8 +82,10 @@ def test_the_judge_is_the_merge_base_and_the_pull_request_runs_in_its_own_image(
     runs = [line for line in done.containers if line.startswith("run ")]
     assert [re.search(r" (judge|pull-request):\S+ (\w+)", line).groups() for line in runs] == [
         ("pull-request", "test"),
+        ("pull-request", "test"),
         ("judge", "compare"),
     ]
+    assert "tests/sanitizer" in runs[1]
     folders = [re.search(r"--volume (\S+):/results", line)[1] for line in runs]
     assert len(set(folders)) == 2, "the pull request's tests could leave a record for the judge"
     assert all("--network none" in line for line in runs)
