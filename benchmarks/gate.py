@@ -178,8 +178,11 @@ class _Judge:
             return Verdict(workload, clock, question, status, reason, more_may_decide=more_may_decide)
 
         failed = [check for check in self.run.checks if check.workload == workload and not check.passed]
-        if failed:
-            return Verdict(workload, clock, question, Status.REGRESSION, f"wrong result: {failed[0].detail}")
+        for check in failed:
+            if not check.base_alone:
+                return Verdict(workload, clock, question, Status.REGRESSION, f"wrong result: {check.detail}")
+        if failed:  # as where head mends it
+            return doubt(f"nothing to be held beside: wrong result of {failed[0].detail}", more_may_decide=False)
         if workload not in self.run.workloads:
             return doubt("expected, and not measured", more_may_decide=False)
         series = self._series(workload, clock, "fused", beside)

@@ -126,6 +126,7 @@ class Check(Strict):
     process: int
     passed: bool
     detail: str
+    base_alone: bool = False  # of a comparison: what is wrong is base's result, and head's is right
 
 
 @dataclass(frozen=True)

@@ -140,15 +140,27 @@ def test_wrong_results_are_never_timed(tiny, monkeypatch, name):
     assert workers["head"].asked == ["open", "close"]
 
 
-def test_a_changed_reference_is_a_failed_check(tiny):
+def test_a_changed_reference_is_a_failed_check():
     """Head may not make itself faster by another specification."""
     replies = {
         "head": {"passed": True, "detail": "equal", "digest": "1"},
         "base": {"passed": True, "detail": "equal", "digest": "2"},
     }
-    passed, detail = measure._check_of(replies)
-    assert not passed
-    assert "the operation itself was changed" in detail
+    check = measure._check_of(TINY.name, 0, replies)
+    assert not check.passed
+    assert not check.base_alone
+    assert "the operation itself was changed" in check.detail
+
+
+@pytest.mark.parametrize("head_passes", [True, False])
+def test_whose_result_is_wrong_is_noted(head_passes):
+    replies = {
+        "head": {"passed": head_passes, "detail": "of head", "digest": "1"},
+        "base": {"passed": False, "detail": "2 ids differ", "digest": "1"},
+    }
+    check = measure._check_of(TINY.name, 0, replies)
+    assert (check.passed, check.base_alone) == (False, head_passes)
+    assert check.detail == ("base: 2 ids differ" if head_passes else "of head")
 
 
 def test_an_undecidable_row_excuses_its_own_block_only(tiny, monkeypatch):

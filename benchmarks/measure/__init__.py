@@ -215,9 +215,9 @@ class _Conductor:
                 self.absent[workload] = None
                 correct[process] = False
                 continue
-            passed, detail = _check_of(replies)
-            self.checks.append(Check(workload, process, passed, detail))
-            correct[process] = passed
+            check = _check_of(workload, process, replies)
+            self.checks.append(check)
+            correct[process] = check.passed
         return correct
 
     def _measure_process(self, workload: str, process: int, workers: dict[str, Worker]) -> None:
@@ -362,14 +362,17 @@ def _standard_error(pairs: Sequence[tuple[float, float]]) -> float:
     return math.sqrt(math.pi / 2) * deviation / math.sqrt(len(logs))
 
 
-def _check_of(replies: dict[str, dict[str, Any]]) -> tuple[bool, str]:
-    """Every side agrees with its reference, and the references with each other."""
-    for name, reply in replies.items():
-        if not reply["passed"]:
-            return False, reply["detail"] if name == "head" else f"{name}: {reply['detail']}"
-    if len({reply["digest"] for reply in replies.values()}) > 1:
-        return False, "the references of head and base leave different ids: the operation itself was changed"
-    return True, replies["head"]["detail"]
+def _check_of(workload: str, process: int, replies: dict[str, dict[str, Any]]) -> Check:
+    """Whether every side agrees with its reference, and the references with each other."""
+    head, base = replies["head"], replies.get("base", replies["head"])
+    if not head["passed"]:
+        return Check(workload, process, False, head["detail"])
+    if not base["passed"]:
+        return Check(workload, process, False, f"base: {base['detail']}", base_alone=True)
+    if head["digest"] != base["digest"]:
+        detail = "the references of head and base leave different ids: the operation itself was changed"
+        return Check(workload, process, False, detail)
+    return Check(workload, process, True, head["detail"])
 
 
 def command(module: str, arguments: Sequence[str]) -> str:
