@@ -128,6 +128,7 @@ def test_random_steps(algorithms, name, defects, record_property):
     steps = band = 0
     while steps < STEPS:
         ids, prompt_mask, vocab = draw.blocks()
+        ids, prompt_mask = ids.to(DEVICE), None if prompt_mask is None else prompt_mask.to(DEVICE)
         options: dict[str, Any] = {"threshold": draw.choice.choice((0.0, 0.3, 0.9, 2.0))}
         thresholds = [options["threshold"]]
         if name == "JointThreshold":
@@ -142,7 +143,7 @@ def test_random_steps(algorithms, name, defects, record_property):
         states, our_states = shipped.init_step_state(batch), fused.init_step_state(ours)
         for _ in range(8):
             before = batch.input_ids.view(ids.shape).clone()
-            logits = draw.logits(before, vocab)
+            logits = draw.logits(before.cpu(), vocab).to(DEVICE)
             full_logits, our_logits = logits.flatten(0, 1).clone(), logits.flatten(0, 1).clone()
             done = shipped.step(batch, full_logits, states)
             our_done = fused.step(ours, our_logits, our_states)
