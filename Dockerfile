@@ -41,6 +41,9 @@ RUN python3 -m venv --system-site-packages /opt/venv \
     && { python -c "import triton" 2>/dev/null || pip install --quiet --constraint constraints/triton.txt triton; } \
     && pip install --quiet --constraint "$CONSTRAINTS" --group test --group bench --group sanitizer \
     && echo /dllm-kernels > "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dllm-kernels.pth"
+# The engines' own steps, which a container without a network could not fetch.
+COPY benchmarks/engines.py benchmarks/
+RUN PIP_NO_CACHE_DIR=1 /opt/venv/bin/python benchmarks/engines.py
 
 FROM runtime
 # Whoever runs it owns what comes out: no user is made, any may be named (--user), and everything belongs to root but the
@@ -65,6 +68,7 @@ WORKDIR /dllm-kernels
 # With .git, which `compare` and asv take commits from. What asv makes of them is the container's own; its results are not:
 # container/entrypoint.sh.
 COPY . .
+COPY --from=dependencies /dllm-kernels/.engines .engines
 RUN chmod -R a+rX . \
     && ln -s /tmp/asv .asv \
     && python -m compileall -q benchmarks dllm_kernels

@@ -1,5 +1,6 @@
 """The steps that inference engines ship, from their released wheels, to be held beside ours.
 
+    python benchmarks/engines.py  # fetches what it needs, which else happens on first use
     python benchmarks/bench_triton_post_process.py --workload 1x32x157184-fp32-100 --workload 128x32x157184-fp32-100 \\
         --peer benchmarks/engines.py:sglang_low_confidence --peer benchmarks/engines.py:fused_in_sglang
 
@@ -72,14 +73,22 @@ def fetch_sglang() -> Path:
         parts = [name for name in archive.namelist() if name.startswith(_SGLANG_PARTS) and name != _SGLANG_LEFT_OUT]
         archive.extractall(partly, parts)
     partly.rename(folder)
+    wheel.unlink()
     return folder
+
+
+def is_installed() -> bool:
+    """Whether SGLang itself is here, and nothing has to be fetched."""
+    try:
+        metadata.version("sglang")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def load_sglang() -> types.ModuleType:
     """`sglang.srt.dllm.algorithm`: of the installed SGLang, or else of its wheel, among stand-ins."""
-    try:
-        metadata.version("sglang")
-    except metadata.PackageNotFoundError:
+    if not is_installed():
         folder = fetch_sglang()
         sys.path.append(str(folder))
         for name, attributes in _SGLANG_STAND_INS.items():
@@ -130,3 +139,7 @@ def sglang_low_confidence(
 def fused_in_sglang(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
     """The step of the plug-in's `FusedLowConfidence`, with the flags that it returns."""
     _sglang_step("FusedLowConfidence", logits, input_ids, mask_id, threshold)
+
+
+if __name__ == "__main__":
+    print(f"SGLang {SGLANG}: {'installed' if is_installed() else fetch_sglang()}")

@@ -19,7 +19,7 @@ from benchmarks.machine_code import WHAT
 from benchmarks.noise import ALONE, pair_name
 from benchmarks.policy import Policy, judged_clocks, slowdown_tolerance
 from benchmarks.results import AcceptedSlowdown, Baseline, BaselineEntry, Noise, NoiseRecord, Run, Series, Strict
-from benchmarks.workloads import WORKLOADS, clocks_of, is_decoding
+from benchmarks.workloads import WORKLOADS, clocks_of, may_be_absent
 
 COUNTED = {"launches": "launches", "synchronizations": "waits of the host", "allocations": "allocations on the device"}
 LEAST_PAIRS = 3  # of a process, for its middle to be one
@@ -370,7 +370,7 @@ def _notes(run: Run, case: Case) -> list[str]:
         notes.append(f"A part only: {missing} of the {len(known)} workloads for this device were not asked for.")
     if environment.dirty:
         notes.append("The working tree has uncommitted changes: this run enters no history.")
-    too_new = [name for name in run.skipped if environment.device_type == "cuda" and is_decoding(name)]
+    too_new = [name for name in run.skipped if environment.device_type == "cuda" and may_be_absent(name)]
     for names, why in (
         ([name for name in run.skipped if name not in too_new], "they need a GPU"),
         (too_new, "the base commit is too old for them"),

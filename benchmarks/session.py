@@ -110,7 +110,7 @@ def case_of(run: results.Run, require_baseline: bool = False, asked: Sequence[st
     baseline = results.load(results.Baseline, path) if path.exists() else None
     whole = [workload.name for workload in workloads.select(None, gpu=gpu)[0]]
     whole += baseline.entries if baseline else []
-    too_new = {name for name in run.skipped if workloads.is_decoding(name)}  # for base: see `measure`
+    too_new = {name for name in run.skipped if workloads.may_be_absent(name)}  # for base: see `measure`
     whole = [name for name in whole if name not in too_new]
     return gate.Case(
         baseline=baseline,

@@ -2,7 +2,8 @@
 
 A name is BxLxV-dtype-share: blocks, positions a block, vocabulary, dtype of the logits, percent of positions masked.
 With `-warm` every call reads the same logits, which then lie in the cache, as right after the model has written them.
-`decode-` before it stands for whole sequences instead of one call: see `Decoding`.
+`decode-` before it stands for whole sequences instead of one call: see `Decoding`; an engine's name for its step, of
+which the call is a part: see `EngineStep`.
 """
 
 from __future__ import annotations
@@ -89,7 +90,30 @@ class Decoding:
         return self.batch * self.block_length * self.vocab * BYTES[self.dtype]
 
 
-AnyWorkload = Workload | Decoding
+@dataclass(frozen=True)
+class EngineStep:
+    """The step of an engine that decodes with the plug-in, flags for the host included. The reference is the step that
+    the engine ships (`benchmarks.engines`)."""
+
+    engine: str
+    call: Workload  # that the step makes, or does in its own way
+    clocks: ClassVar[frozenset[str]] = frozenset({"device_us", "call_us"})  # it waits, so no graph can hold it
+    needs_gpu: ClassVar[bool] = True  # what engines run on
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine}-{self.call.name}"
+
+    @property
+    def mask_id(self) -> int:
+        return self.call.mask_id
+
+    @property
+    def logits_bytes(self) -> int:
+        return self.call.logits_bytes
+
+
+AnyWorkload = Workload | Decoding | EngineStep
 
 
 def _shares(batch: int, block_length: int, vocab: int, dtype: str, *percents: int) -> list[Workload]:
@@ -125,6 +149,16 @@ def operations() -> dict[str, Workload]:
 def is_decoding(name: str) -> bool:
     """Whether the registered workload of that name is one of whole sequences."""
     return isinstance(WORKLOADS.get(name), Decoding)
+
+
+def is_engine_step(name: str) -> bool:
+    """Whether the registered workload of that name is an engine's step."""
+    return isinstance(WORKLOADS.get(name), EngineStep)
+
+
+def may_be_absent(name: str) -> bool:
+    """Whether there are commits that can be asked for calls, and not for the workload of that name."""
+    return is_decoding(name) or is_engine_step(name)
 
 
 def clocks_of(name: str) -> frozenset[str]:

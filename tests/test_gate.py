@@ -10,7 +10,7 @@ from benchmarks import session, stats
 from benchmarks.gate import Case, Status, judge
 from benchmarks.policy import Policy, baseline_tolerance, slowdown_tolerance
 from benchmarks.results import AcceptedSlowdown, BaselineEntry, Block, Check, GpuState
-from benchmarks.workloads import WORKLOADS, Decoding
+from benchmarks.workloads import WORKLOADS, Decoding, EngineStep, Workload
 from tests.records import CPU, GPU, NAME, OTHER, make_baseline, make_compared, make_noise, make_run, steady
 
 POLICY = Policy()
@@ -470,6 +470,20 @@ def test_decoding_must_not_be_slower_than_with_the_reference_and_is_judged_on_th
     (verdict,) = judge_(run, POLICY, None, [DECODE]).verdicts
     assert (verdict.workload, verdict.clock, verdict.status) == (DECODE, "call_us", status)
     assert f"{1.0:.2f}x (floor)" in verdict.reason
+
+
+def test_an_engine_s_step_is_judged_as_a_call_is(monkeypatch):
+    step = EngineStep("sglang", Workload(1, 32, 157184, "fp32", 100))
+    monkeypatch.setitem(WORKLOADS, step.name, step)
+    clocks = [(step.name, "device_us"), (step.name, "call_us")]
+    run = make_run({key: [8.0, 8.01, 8.02] for key in clocks}, slowdowns={key: [1.0] * 3 for key in clocks}, counts={})
+    verdicts = judge_(run, POLICY, None, [step.name], noise=make_noise(workload=step.name)).verdicts
+    assert {(verdict.clock, verdict.question) for verdict in verdicts} >= {
+        ("device_us", "slowdown"),
+        ("count", "slowdown"),
+    }
+    notes = judge_(dataclasses.replace(run, skipped=(step.name,)), POLICY, None, [step.name]).notes
+    assert f"Left out, because the base commit is too old for them: {step.name}." in notes
 
 
 @pytest.mark.usefixtures("_decoding")

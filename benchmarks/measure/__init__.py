@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import workloads
+from benchmarks import engines, workloads
 from benchmarks.measure import machine
 from benchmarks.measure.nursery import Worker, nursery
 from benchmarks.measure.sides import INSTALLED, Side
@@ -101,8 +101,11 @@ def measure(
     for every workload of every process begun.
 
     Raises:
-        RuntimeError: a worker failed, and the message holds what it printed; or what is measured changed meanwhile.
+        RuntimeError: an engine that is asked for cannot be fetched; a worker failed, and the message holds what it
+            printed; or what is measured changed meanwhile.
     """
+    if any(isinstance(workload, workloads.EngineStep) for workload in chosen) and not engines.is_installed():
+        engines.fetch_sglang()  # here, where no worker fetches it too
     sides = {"head": head} if base is None else {"head": head, "base": base}
     gpu = machine.Gpu(uuid) if (uuid := nursery().gpu_uuid) else None
     with ExitStack() as stack:

@@ -64,11 +64,15 @@ def start(package_folder: Path | None) -> dict[str, Any]:
 
 
 def open_bench(workload: str, seed: int) -> Any:
-    """What measures that workload: a `Bench`, or for sequences a `benchmarks.e2e.bench.DecodingBench`."""
+    """What measures that workload: a `Bench`, or one with the same commands."""
     if workloads.is_decoding(workload):
         from benchmarks.e2e.bench import DecodingBench
 
         return DecodingBench(workload, seed)
+    if workloads.is_engine_step(workload):
+        from benchmarks.measure.engine_bench import EngineBench
+
+        return EngineBench(workload, seed)
     return Bench(workload, seed)
 
 
@@ -139,7 +143,7 @@ class Bench:
         worst = float((p - expected_p)[masked].abs().max())
         if not worst <= 2e-6:  # each may be 1e-6 off
             return f"a confidence is {worst:.1e} off the reference", expected_ids
-        if wrong := _wrong_ids(ids, expected_ids, expected_p):
+        if wrong := wrong_ids(ids, expected_ids, expected_p):
             return f"{wrong} ids differ from the reference", expected_ids
         # The timed call gives no outputs, which are compiled out: another kernel.
         self.ids.copy_(self.prepared)
@@ -158,7 +162,7 @@ class Bench:
             expected_ids, expected_p, _ = self._outcome("reference", logits)
             self.ids.copy_(self.prepared)
             self._call(implementation, logits)
-            if wrong := _wrong_ids(self.ids, expected_ids, expected_p):
+            if wrong := wrong_ids(self.ids, expected_ids, expected_p):
                 return f"{wrong} ids differ from the reference"
         return ""
 
@@ -374,7 +378,7 @@ class Bench:
         return (ready - start) / 1e3, (returned - start) / 1e3, ready - start, waited_ns
 
 
-def _wrong_ids(ids: Tensor, expected_ids: Tensor, expected_p: Tensor) -> int:
+def wrong_ids(ids: Tensor, expected_ids: Tensor, expected_p: Tensor) -> int:
     """How many differ where the reference's confidence decides."""
     unsure = (expected_p - workloads.THRESHOLD).abs() <= 2e-6
     wrong = (ids != expected_ids) & ~unsure.any(dim=-1, keepdim=True)  # a block's fallback hangs on each row

@@ -1,0 +1,48 @@
+"""In a measuring process: the step of an engine's plug-in, and the one that the engine ships."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from typing import Any
+
+from benchmarks import engines, workloads
+from benchmarks.measure.bench import Bench, wrong_ids
+
+PLUG_IN = "dllm_kernels.integrations.sglang"
+
+
+class EngineBench(Bench):
+    """`Bench`, with steps in the place of calls: see `workloads.EngineStep`."""
+
+    def __init__(self, workload: str, seed: int) -> None:
+        kind = workloads.WORKLOADS[workload]
+        assert isinstance(kind, workloads.EngineStep)
+        super().__init__(kind.call.name, seed)
+        self.specification = self.implementations["reference"]
+        self.implementations = {}
+        self.is_absent = importlib.util.find_spec(PLUG_IN.rpartition(".")[0]) is None
+        if not self.is_absent:
+            engines.load_sglang()
+            importlib.import_module(PLUG_IN).register()  # the plug-in of the package that this process measures
+            self.implementations = {"fused": engines.fused_in_sglang, "reference": engines.sglang_low_confidence}
+
+    def check(self) -> dict[str, Any]:
+        """Whether both steps leave the ids of the specification, outside the undecidable band; and which those are."""
+        if self.is_absent:
+            return {"passed": False, "detail": f"the package has no {PLUG_IN}", "digest": "", "absent": True}
+        digest = hashlib.sha256()
+        for logits in self.draws:
+            expected_ids, p = self.prepared.clone(), self.torch.empty(self.prepared.shape, device=self.device)
+            self.specification(
+                logits, expected_ids, self.workload.mask_id, workloads.THRESHOLD,
+                exclude_ids=(self.workload.mask_id,), confidence=p,
+            )  # fmt: skip
+            for name in self.implementations:
+                self.ids.copy_(self.prepared)
+                self._call(name, logits)
+                if wrong := wrong_ids(self.ids, expected_ids, p):
+                    return {"passed": False, "detail": f"{name}: {wrong} ids are not as specified", "digest": ""}
+            digest.update(expected_ids.cpu().numpy().tobytes())
+        detail = f"the ids of both steps are as specified on {len(self.draws)} draws"
+        return {"passed": True, "detail": detail, "digest": digest.hexdigest()}
