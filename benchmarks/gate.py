@@ -18,7 +18,7 @@ from benchmarks import stats
 from benchmarks.machine_code import WHAT
 from benchmarks.noise import ALONE, pair_name
 from benchmarks.policy import Policy, judged_clocks, slowdown_tolerance
-from benchmarks.results import AcceptedSlowdown, Baseline, BaselineEntry, Noise, NoiseRecord, Run, Series, Strict
+from benchmarks.results import AcceptedSlowdown, Baseline, BaselineEntry, Check, Noise, NoiseRecord, Run, Series, Strict
 from benchmarks.workloads import WORKLOADS, clocks_of, may_be_absent
 
 COUNTED = {"launches": "launches", "synchronizations": "waits of the host", "allocations": "allocations on the device"}
@@ -155,6 +155,8 @@ class _Judge:
         is_one_call = "device_us" in clocks_of(workload)
         if self.run.base is None or self.device_type != "cuda" or workload not in self.run.workloads or not is_one_call:
             return []
+        if self._wrong(workload):  # of which nothing is counted
+            return []
         head, base = (self.run.counts.get(side, {}).get(workload, {}) for side in ("head", "base"))
         if not head.get("launches") or not base:  # no call is without a launch
             return [Verdict(workload, "count", "slowdown", Status.INCONCLUSIVE, "launches were not counted")]
@@ -177,7 +179,7 @@ class _Judge:
             status = Status.INCONCLUSIVE
             return Verdict(workload, clock, question, status, reason, more_may_decide=more_may_decide)
 
-        failed = [check for check in self.run.checks if check.workload == workload and not check.passed]
+        failed = self._wrong(workload)
         for check in failed:
             if not check.base_alone:
                 return Verdict(workload, clock, question, Status.REGRESSION, f"wrong result: {check.detail}")
@@ -200,6 +202,9 @@ class _Judge:
         if question == "slowdown" and fewest < LEAST_PAIRS:
             return doubt(f"{fewest} pairs beside {beside} in a process; expected at least {LEAST_PAIRS}")
         return None
+
+    def _wrong(self, workload: str) -> list[Check]:
+        return [check for check in self.run.checks if check.workload == workload and not check.passed]
 
     def _series(self, workload: str, clock: str, implementation: str, beside: str) -> list[Series]:
         return _series_of(self.run, workload, clock, implementation, beside)

@@ -6,11 +6,13 @@ in two processes, fused beside the reference in one.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
 from benchmarks import stats
 from benchmarks.results import Noise, NoiseRecord, Run, Series
+from benchmarks.workloads import WORKLOADS
 
 ALONE = "fused alone"  # under which a noise record keeps what is known of times
 LEAST_PROCESSES = 30  # that a device's noise is taken from
@@ -23,8 +25,8 @@ def pair_name(series: Series) -> str:
 
 
 def learned(runs: Sequence[Run], known: NoiseRecord | None = None) -> NoiseRecord:
-    """The noise that runs of one commit show, alone or beside itself; of workloads that they do not hold, what was
-    known before.
+    """The noise that runs of one commit show, alone or beside itself; of pairs of today's workloads that they do not
+    hold, what was known before.
 
     Raises:
         ValueError: another device's run is among them, another commit's, edited code's, a wrong result's, or there are
@@ -48,8 +50,18 @@ def learned(runs: Sequence[Run], known: NoiseRecord | None = None) -> NoiseRecor
     if processes < LEAST_PROCESSES:
         raise ValueError(f"records: expected {LEAST_PROCESSES} processes in all; got {processes}")
     entries = _entries([_logs(run) for run in runs])
-    before = known.entries if known and known.device == first.device else {}
-    return NoiseRecord(first.device, runs[0].created, first.commit, {**before, **entries})
+    if known is not None and known.device == first.device:
+        _add_known(entries, known)
+    return NoiseRecord(first.device, runs[0].created, first.commit, entries)
+
+
+def _add_known(entries: dict[str, dict[str, dict[str, Noise]]], known: NoiseRecord) -> None:
+    for workload in known.entries.keys() & WORKLOADS.keys():
+        for clock, pairs in known.entries[workload].items():
+            found = entries.setdefault(workload, {}).setdefault(clock, {})
+            for pair, noise in pairs.items():
+                source = noise.source or f"{known.commit}, {known.created}"
+                found.setdefault(pair, dataclasses.replace(noise, source=source))
 
 
 def _logs(run: Run) -> dict[Key, list[float]]:

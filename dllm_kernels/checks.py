@@ -25,7 +25,7 @@ _IDS_BOUNDS = {torch.int64: (-(2**63), 2**63 - 1), torch.int32: (-(2**31), 2**31
 class Layout:
     """What follows from the dtypes, shapes, strides and device of logits and ids."""
 
-    device_type: str  # which a device takes a microsecond to say
+    device_type: str  # kept, because a device makes the string anew at every question
     blocks: int
     is_empty: bool  # of positions
     logits_bytes: int  # from the first element's to the last's, as for `ids_bytes`

@@ -26,14 +26,11 @@ _eager: dict[tuple[int, int], Tensor] = {}
 
 
 def acquire(device: torch.device, elements: int) -> Tensor:
-    """A workspace of at least `elements` for a call on the current stream of `device`, the current device."""
-    index: int | None = device.index
-    if index is None:  # a CPU, under Triton's interpreter; asking for `device.type` takes a microsecond
-        return torch.zeros(elements, dtype=torch.int32, device=device)
+    """A workspace of at least `elements` for a call on the current stream of `device`, the current CUDA device."""
     # What torch.cuda asks in turn; current_stream() takes 10 us to wrap the answer.
     if torch._C._cuda_isCurrentStreamCapturing():
         return _captured(device, elements)
-    key = (index, torch._C._cuda_getCurrentRawStream(index))
+    key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))
     workspace = _eager.get(key)
     if workspace is None or workspace.numel() < elements:
         with _lock:

@@ -129,6 +129,17 @@ def test_all_modes_accept_the_same_tokens_and_the_formula_is_sglangs(model) -> N
     assert {one.index: one.tokens.tolist() for one in ours} == found
 
 
+def test_no_mode_excludes_ids() -> None:
+    """One that does reads or copies more than the others, and its times are not beside theirs."""
+    logits = torch.zeros(1, 2, MASK + 1)
+    logits[..., MASK] = 20
+    for mode in modes().values():
+        ids, remaining = torch.full((1, 2), MASK), torch.zeros(1, dtype=torch.int32)
+        fixed = torch.zeros(1, 2, dtype=torch.bool)
+        mode.post_process(logits, ids, MASK, 0.5, prompt_mask=fixed, exclude_ids=(MASK,), remaining=remaining)
+        assert ids.tolist() == [[MASK, MASK]], mode.name
+
+
 def test_a_mode_that_accepts_otherwise_is_counted() -> None:
     def hasty(logits, input_ids, mask_id, threshold, **arguments) -> None:
         dllm_post_process_fused(logits, input_ids, mask_id, threshold - 0.5, **arguments)
@@ -244,6 +255,18 @@ def test_the_tables_say_what_was_measured(tmp_path, capsys) -> None:
     assert "300 tokens accepted of 1,000 masked positions; accepted otherwise: sglang 0, fused 0" in printed
     tables.show(record(), markdown=False)
     assert "+22.0%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("slower", "begins"), [(1.0, "After 1 of 9"), (1.02, "Measure again: after 1 of 9")])
+def test_a_throttled_gpu_is_said_and_whether_it_met_the_modes_alike(slower, begins) -> None:
+    first, *rest = record().repeats
+    repeats = (dataclasses.replace(first, fault="the GPU was throttled: power cap"), *rest)
+    repeats = tuple(
+        dataclasses.replace(one, forward_us=tuple(slower * us for us in one.forward_us)) if one.mode == "fused" else one
+        for one in repeats
+    )
+    said = tables.remarks(record(repeats=repeats), record().loads[0])
+    assert f"{begins} repeats the GPU was throttled: power cap; the modes' passes differ by {slower - 1:.1%}." in said
 
 
 def test_modes_that_went_different_ways_end_in_exit_code_1(tmp_path, capsys) -> None:

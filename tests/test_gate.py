@@ -154,15 +154,17 @@ def test_a_wrong_result_is_a_regression_however_fast():
 
 def test_a_wrong_result_of_base_alone_is_doubt():
     """Head may be what mends it: it is not accused, and nothing is green that was held beside a wrong result."""
-    run = make_run(steady(device=100.0))
-    wrong = Check(NAME, 2, False, "base: 3 ids differ from the reference", base_alone=True)
-    judgement = judge_(dataclasses.replace(run, checks=(*run.checks[:2], wrong, *run.checks[3:])), POLICY, None)
-    assert {verdict.status for verdict in judgement.verdicts if verdict.clock != "count"} == {Status.INCONCLUSIVE}
+    run = make_compared()
+    wrong = tuple(
+        dataclasses.replace(check, passed=False, detail="base: 3 ids differ", base_alone=True) for check in run.checks
+    )
+    run = dataclasses.replace(run, checks=wrong, series=(), counts={})  # what is wrong is neither timed nor counted
+    judgement = judge_(run, POLICY, None)
+    assert {verdict.status for verdict in judgement.verdicts} == {Status.INCONCLUSIVE}
     assert "nothing to be held beside: wrong result of base: 3 ids differ" in judgement.verdicts[0].reason
     assert not judgement.doubtful(), "more samples decide nothing"
-    both = (wrong, Check(NAME, 3, False, "4 ids differ from the reference"))
-    judgement = judge_(dataclasses.replace(run, checks=(*run.checks[:2], *both)), POLICY, None)
-    assert judgement.status is Status.REGRESSION
+    both = (dataclasses.replace(wrong[0], detail="4 ids differ", base_alone=False), *wrong[1:])
+    assert judge_(dataclasses.replace(run, checks=both), POLICY, None).status is Status.REGRESSION
 
 
 def test_a_workload_that_the_baseline_lacks_is_doubt():

@@ -307,9 +307,9 @@ def test_a_captured_pass_on_a_gpu_gives_the_logits_of_the_cpu(config: Config, tm
     model = checkpoint.load(folder, device="cuda", dtype=torch.bfloat16)
     served = Served(model, slots=2, block_length=8, max_length=32)
     ids, starts = torch.zeros(2, 8, dtype=torch.int64, device="cuda"), torch.zeros(2, dtype=torch.int64, device="cuda")
-    sequences = [some_ids(config, 24, seed) for seed in (1, 2)]
+    sequences = [some_ids(config, 32, seed) for seed in (1, 2)]
     with torch.no_grad():
-        for lengths in ((8, 16), (24, 8), (16, 24)):
+        for lengths in ((8, 16), (24, 8), (16, 24), (16, 32)):  # the last captures while the other slot is cached
             for slot, length in enumerate(lengths):
                 served.prefill(slot, sequences[slot][: length - 8].cuda())
                 ids[slot] = sequences[slot][length - 8 : length]

@@ -161,6 +161,8 @@ def test_whose_result_is_wrong_is_noted(head_passes):
     check = measure._check_of(TINY.name, 0, replies)
     assert (check.passed, check.base_alone) == (False, head_passes)
     assert check.detail == ("base: 2 ids differ" if head_passes else "of head")
+    replies["base"]["digest"] = "2"
+    assert not measure._check_of(TINY.name, 0, replies).base_alone, "head has another specification"
 
 
 def test_an_undecidable_row_excuses_its_own_block_only(tiny, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.noise import learned
 from benchmarks.results import Check, Noise, NoiseRecord
-from tests.records import GPU, NAME, make_run, steady
+from tests.records import GPU, NAME, OTHER, make_run, steady
 
 
 def _same_code(processes, **shifts):
@@ -37,18 +37,25 @@ def test_noise_of_the_same_code_is_taken_around_none_and_of_a_speedup_within_run
     assert noise.of(NAME, "device_us", "fused beside reference") is None  # of one process: another way to measure
 
 
-def test_what_is_known_of_other_workloads_stays():
+def test_what_is_known_of_other_pairs_stays():
     """Or a workload that is new would have everything measured again."""
     run = _same_code(30, device=1.01)
-    older = NoiseRecord(GPU.device, "2026-01-01", "f" * 40, {
-        name: {"device_us": {"fused beside base fused": Noise(0.5, 30)}} for name in (NAME, "1x1x1-fp32-100")
-    })  # fmt: skip
+    pairs = {"fused beside base fused": Noise(0.5, 30), "fused beside reference": Noise(0.4, 30)}
+    gone = "1x1x1-fp32-100"  # no workload of today
+    entries = {name: {"device_us": dict(pairs)} for name in (NAME, OTHER, gone)}
+    older = NoiseRecord(GPU.device, "2026-01-01", "f" * 40, entries)
     noise = learned([run], older)
-    assert noise.of("1x1x1-fp32-100", "device_us", "fused beside base fused").deviation == 0.5
-    assert noise.of(NAME, "device_us", "fused beside base fused").deviation == pytest.approx(0.01, rel=0.01)
     assert noise.commit == GPU.commit
+    assert noise.of(NAME, "device_us", "fused beside base fused") == learned([run]).of(
+        NAME, "device_us", "fused beside base fused"
+    )
+    kept = noise.of(OTHER, "device_us", "fused beside base fused")
+    assert (kept.deviation, kept.source) == (0.5, f"{'f' * 40}, 2026-01-01")
+    assert noise.of(NAME, "device_us", "fused beside reference").deviation == 0.4
+    assert gone not in noise.entries
+    assert learned([_same_code(30, device=1.02)], noise).of(OTHER, "device_us", "fused beside base fused") == kept
     elsewhere = dataclasses.replace(older, device="NVIDIA Other")
-    assert set(learned([run], elsewhere).entries) == {NAME}
+    assert learned([run], elsewhere) == learned([run])
 
 
 def test_noise_is_learned_of_a_clean_commit_with_right_results_alone():

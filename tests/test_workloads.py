@@ -25,7 +25,7 @@ def test_selection():
     here, left_out = workloads.select(None, gpu=False)
     cold = [w for w in left_out if isinstance(w, Workload) and not w.warm]
     assert {w.batch for w in cold} == {32, 128}
-    assert not any(w.needs_gpu for w in here)
+    assert not any(w.warm or w.batch >= 32 for w in here)
     assert [w.name for w in here + left_out if w not in here] == [w.name for w in left_out]
     assert workloads.select(None, gpu=True)[1] == []
     assert [w.name for w in workloads.select(None, gpu=False, quick=True)[0]] == list(QUICK)

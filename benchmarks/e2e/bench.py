@@ -85,7 +85,7 @@ class DecodingBench:
         found = list(self._decoder(agreement, False).decode(self.prompts))
         if differing := agreement.differing["fused"]:
             detail = f"{differing} tokens are accepted otherwise than by the reference"
-            return {"passed": False, "detail": detail, "digest": ""}
+            return {"passed": False, "detail": detail, "digest": digest_of(found)}
         detail = f"the same tokens as the reference's in {agreement.steps} steps of {len(found)} sequences"
         return {"passed": True, "detail": detail, "digest": digest_of(found)}
 

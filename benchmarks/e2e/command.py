@@ -94,7 +94,12 @@ def measured(options: argparse.Namespace) -> EndToEnd:
             if options.random:
                 script = Script(model.config.vocab_size, task.mask_id, task.block_length, device, options.seed)
             return Served(
-                model, slots=slots, block_length=task.block_length, max_length=task.cache_length, script=script
+                model,
+                slots=slots,
+                block_length=task.block_length,
+                max_length=task.cache_length,
+                script=script,
+                prefill_lengths=[len(prompt) // task.block_length * task.block_length for prompt in task.prompts],
             )
 
         return runs.measure(

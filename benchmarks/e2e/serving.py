@@ -102,7 +102,16 @@ class Timeline:
 class Served:
     """The model with a cache of `slots` sequences of up to `max_length` tokens: a `dllm_kernels.BlockModel`."""
 
-    def __init__(self, model: LLaDA2, *, slots: int, block_length: int, max_length: int, script: Script | None = None):
+    def __init__(
+        self,
+        model: LLaDA2,
+        *,
+        slots: int,
+        block_length: int,
+        max_length: int,
+        script: Script | None = None,
+        prefill_lengths: Iterable[int] = (),
+    ) -> None:
         weight = model.lm_head.weight
         has_experts = any(isinstance(module, Experts) for module in model.modules())
         if weight.is_cuda and has_experts and torch.cuda.get_device_capability(weight.device) < (9, 0):
@@ -116,7 +125,11 @@ class Served:
         self.last: tuple[Tensor, Tensor] | None = None  # arguments of the last pass
         self.graphs: dict[tuple[int, int], tuple[Any, Tensor]] = {}  # with their logits, by the memory that they read
         self.prefills: dict[int, tuple[Any, Tensor, Tensor]] = {}  # graphs with their ids and slot, by number of tokens
+        # One for all graphs: a pass's logits hold until the next pass or prefill.
         self.pool = torch.cuda.graph_pool_handle() if weight.is_cuda else None
+        if weight.is_cuda:
+            for length in sorted({*prefill_lengths} - {0}):
+                self._capture_prefill(self.cache.slots.new_zeros(1, length), self.cache.slots[:1].clone())
 
     def prefill(self, slot: int, input_ids: Tensor) -> None:
         self.timeline.entries.add(len(self.timeline.passes))
@@ -125,21 +138,20 @@ class Served:
         if not self.timeline.cuda:
             self.model.prefill(input_ids[None], self.cache, self.cache.slots[slot : slot + 1], self.block_length)
             return
-        self.prepare([len(input_ids)])
+        if len(input_ids) not in self.prefills:
+            self._capture_prefill(input_ids[None].clone(), self.cache.slots[slot : slot + 1].clone())
         graph, ids, slots = self.prefills[len(input_ids)]
         ids.copy_(input_ids[None])
         slots.fill_(slot)
         graph.replay()
 
-    def prepare(self, lengths: Iterable[int]) -> None:
-        """Capture the prefill of so many tokens, where that is still to be done: launched kernel by kernel, it takes
-        the host several times as long as the GPU."""
-        for length in {*lengths} - {0, *self.prefills} if self.timeline.cuda else ():
-            ids, slots = self.cache.slots.new_zeros(1, length), self.cache.slots[:1].clone()
-            prefill = functools.partial(self.model.prefill, ids, self.cache, slots, self.block_length)
-            with torch.no_grad():
-                graph, _ = self._captured(prefill)
-            self.prefills[length] = (graph, ids, slots)
+    def _capture_prefill(self, ids: Tensor, slots: Tensor) -> None:
+        """Of so many tokens as `ids` (1, T) has: launched kernel by kernel, it takes the host several times as long as
+        the GPU. `slots` (1,) is filled with them, as by the prefill itself."""
+        prefill = functools.partial(self.model.prefill, ids, self.cache, slots, self.block_length)
+        with torch.no_grad():
+            graph, _ = self._captured(prefill)
+        self.prefills[ids.shape[1]] = (graph, ids, slots)
 
     def __call__(self, input_ids: Tensor, starts: Tensor) -> Tensor:
         self.last = (input_ids, starts)

@@ -33,9 +33,7 @@ def modes() -> dict[str, Mode]:
     except engines.NotFetchedError as error:
         shipped = Mode("sglang", low_confidence_formula, True, f"the formula of SGLang's LowConfidence; {error}")
     found = (
-        Mode(
-            "reference", dllm_kernels.dllm_post_process_reference, False, "dllm_post_process_reference, eager PyTorch"
-        ),
+        Mode("reference", reference_step, False, "dllm_post_process_reference, eager PyTorch"),
         shipped,
         Mode("fused", fused_step, False, "dllm_post_process_fused"),
     )

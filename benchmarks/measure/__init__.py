@@ -370,11 +370,11 @@ def _check_of(workload: str, process: int, replies: dict[str, dict[str, Any]]) -
     head, base = replies["head"], replies.get("base", replies["head"])
     if not head["passed"]:
         return Check(workload, process, False, head["detail"])
-    if not base["passed"]:
-        return Check(workload, process, False, f"base: {base['detail']}", base_alone=True)
     if head["digest"] != base["digest"]:
         detail = "the references of head and base leave different ids: the operation itself was changed"
         return Check(workload, process, False, detail)
+    if not base["passed"]:
+        return Check(workload, process, False, f"base: {base['detail']}", base_alone=True)
     return Check(workload, process, True, head["detail"])
 
 

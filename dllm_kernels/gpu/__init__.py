@@ -196,8 +196,8 @@ def post_process(
     `plans` are those of calls with logits and ids of this dtype, shape, strides and device, to be kept.
     """
     device = logits.device
-    index: int | None = device.index  # None for a CPU; asking for `device.type` takes a microsecond
-    if index is not None and index != torch._C._cuda_getDevice():
+    is_cuda = logits.is_cuda  # else a CPU, under Triton's interpreter; `device.type` would make a string at every call
+    if is_cuda and device.index != torch._C._cuda_getDevice():
         with torch.cuda.device(device):
             post_process(
                 logits, input_ids, mask_id, threshold, prompt_mask, exclude_ids, outputs, workspace, plans,
@@ -222,7 +222,8 @@ def post_process(
     if plan is None:
         plan = plans[key] = _Plan(logits, input_ids, *key[:4])
     if workspace is None:
-        workspace = workspaces.acquire(device, plan.workspace_elements)
+        elements = plan.workspace_elements
+        workspace = workspaces.acquire(device, elements) if is_cuda else torch.zeros(elements, dtype=torch.int32)
     number = threshold if thresholds is None else 0.0
     excluded = (*exclude_ids, -1, -1, -1, -1)[:4] if exclude_ids else (-1, -1, -1, -1)
     if plan.launch is None or _listening(_runtime.launch_enter_hook) or _listening(_runtime.launch_exit_hook):
@@ -234,16 +235,15 @@ def post_process(
                 edit_threshold, *excluded, first_block, *plan.scalars, *plan.constants, dependent, num_warps=plan.warps,
                 **options,
             )  # fmt: skip
-        if index is not None:
+        if is_cuda:
             plan.keep(compiled)
         return
-    assert index is not None  # plans are kept of GPUs alone
     for programs, blocks, first_block in plan.launches:
         plan.launch(
             programs,
             blocks,
             1,
-            torch._C._cuda_getCurrentRawStream(index),
+            torch._C._cuda_getCurrentRawStream(device.index),
             *plan.compiled,
             logits_start,
             input_ids.data_ptr(),
