@@ -269,7 +269,7 @@ class Lagging(BatchDecoder):
     early = 0
 
     def _known(self) -> tuple[int, list[int]]:
-        now = self._ended.tolist()
+        now = self._slots.told.tolist()
         before, self.before = getattr(self, "before", [0] * len(now)), now
         Lagging.early += 1
         return self._started - 2, now if Lagging.early % 3 else before

@@ -106,7 +106,6 @@ class BatchDecoder:
         self._started = 0  # steps
         self._cuda = device.type == "cuda"
         self._runs = 0
-        self._ended = torch.zeros(slots, dtype=torch.int32, pin_memory=self._cuda)  # as the host reads it
         self._graph: Any = None
         self._logits_at = 0  # the memory that the graph reads
         if self._cuda:
@@ -129,7 +128,7 @@ class BatchDecoder:
         return self._decode(iter(enumerate(prompts)), self._runs)
 
     def _decode(self, waiting: Iterator[tuple[int, Sequence[int]]], run: int) -> Iterator[Decoded]:
-        free = list(range(len(self._ended)))
+        free = list(range(len(self._slots.told)))
         at_work: dict[int, _Entry] = {}  # by slot
         most = (self._slots.tokens.shape[1] // self._block_length) * (self._block_length + 1)
         self._check_current(run)
@@ -206,7 +205,6 @@ class BatchDecoder:
     def _after(self, logits: Tensor) -> None:
         self._update(logits, self._slots.blocks, self._slots.fixed)
         self._slots.advance(self._mask_id, self._eos_id)
-        self._ended.copy_(self._slots.ended, non_blocking=self._cuda)
 
     def _update(self, logits: Tensor, blocks: Tensor, fixed: Tensor) -> None:
         self._post_process(
@@ -239,7 +237,7 @@ class BatchDecoder:
             number -= 1
             if number >= 0:
                 self._events[number % 2].synchronize()
-        return number, self._ended.tolist()
+        return number, self._slots.told.tolist()
 
     def _tokens(self, slot: int, prompt_length: int) -> Tensor:
         """What the sequence has generated that ended in a slot."""

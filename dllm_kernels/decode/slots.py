@@ -28,6 +28,7 @@ class Slots:
     running: Tensor  # (S,) bool
     passes: Tensor  # (S,) int32: forward passes that the sequence has taken part in
     ended: Tensor  # (S,) int32: how many those were when it ended, until the slot is filled anew; 0 before
+    told: Tensor  # (S,) int32: `ended` after a step, for the host: in its memory, pinned if the others are a GPU's
     tokens: Tensor  # (S, T) int64: the blocks so far, from that on in which the prompt ends
 
     @classmethod
@@ -47,6 +48,7 @@ class Slots:
             running=flags.clone(),
             passes=counts.clone(),
             ended=counts.clone(),
+            told=torch.zeros(slots, dtype=torch.int32, pin_memory=device.type == "cuda"),
             tokens=torch.zeros(slots, blocks * block_length, dtype=torch.int64, device=device),
         )
 
@@ -93,6 +95,7 @@ class Slots:
         self.complete.copy_(self.running & ~done & ~self.complete & (self.remaining == 0))
         self.passes.add_(self.running)
         self.ended.copy_(torch.where(done, self.passes, self.ended))
+        self.told.copy_(self.ended, non_blocking=True)
         self.running.logical_and_(~done)
 
         self.starts.add_(onward * block_length)

@@ -164,7 +164,7 @@ _DIRECT_VERSIONS = ("3.6.",)
 _runtime = triton.knobs.runtime
 
 
-def _can_depend() -> bool:
+def can_depend() -> bool:
     """Whether a launch may begin while the one before is about to end: programmatic dependent launch, from sm_90 on
     (CUDA C++ programming guide).
     """
@@ -227,7 +227,7 @@ def post_process(
     number = threshold if thresholds is None else 0.0
     excluded = (*exclude_ids, -1, -1, -1, -1)[:4] if exclude_ids else (-1, -1, -1, -1)
     if plan.launch is None or _listening(_runtime.launch_enter_hook) or _listening(_runtime.launch_exit_hook):
-        dependent = _can_depend()
+        dependent = can_depend()
         options = {"launch_pdl": True} if dependent else {}
         for programs, blocks, first_block in plan.launches:
             compiled = post_process_kernel[(programs, blocks)](

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from dllm_kernels.gpu import can_depend
+
 if TYPE_CHECKING:
     from dllm_kernels.decode.slots import Slots
 
 
 def advance(slots: Slots, mask_id: int, eos_id: int | None) -> None:
     block_length = slots.blocks.shape[1]
+    dependent = can_depend()
+    options = {"launch_pdl": True} if dependent else {}
     advance_kernel[(len(slots.blocks),)](
         slots.blocks,
         slots.fixed,
@@ -24,6 +28,7 @@ def advance(slots: Slots, mask_id: int, eos_id: int | None) -> None:
         slots.running,
         slots.passes,
         slots.ended,
+        slots.told,  # written across the bus: a copy after the kernel would take longer than the kernel
         slots.tokens,
         mask_id,
         0 if eos_id is None else eos_id,
@@ -31,7 +36,9 @@ def advance(slots: Slots, mask_id: int, eos_id: int | None) -> None:
         slots.tokens.shape[1],
         HAS_EOS=eos_id is not None,
         BLOCK_L=triton.next_power_of_2(block_length),
+        DEPENDENT=dependent,
         num_warps=1,  # which reads all that it writes before it does
+        **options,
     )
 
 
@@ -47,6 +54,7 @@ def advance_kernel(
     running_ptr,
     passes_ptr,
     ended_ptr,
+    told_ptr,
     tokens_ptr,
     mask_id,
     eos_id,
@@ -54,7 +62,10 @@ def advance_kernel(
     tokens_stride,
     HAS_EOS: tl.constexpr,
     BLOCK_L: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    if DEPENDENT:  # on the step's results
+        tl.extra.cuda.gdc_wait()
     slot = tl.program_id(0).to(tl.int64)
     running = tl.load(running_ptr + slot) != 0
     complete = tl.load(complete_ptr + slot) != 0
@@ -79,7 +90,9 @@ def advance_kernel(
     tl.store(running_ptr + slot, running & ~done)
     passes = tl.load(passes_ptr + slot) + 1
     tl.store(passes_ptr + slot, passes, mask=running)
-    tl.store(ended_ptr + slot, passes, mask=done)
+    known = tl.where(done, passes, tl.load(ended_ptr + slot))
+    tl.store(ended_ptr + slot, known)
+    tl.store(told_ptr + slot, known)
 
     tl.store(starts_ptr + slot, start + block_length, mask=onward)
     fresh = tl.zeros_like(ids) + mask_id
