@@ -65,10 +65,10 @@ ENV PATH=/opt/venv/bin:$PATH \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /dllm-kernels
+COPY --from=dependencies /dllm-kernels/.engines .engines
 # With .git, which `compare` and asv take commits from. What asv makes of them is the container's own; its results are not:
 # container/entrypoint.sh.
 COPY . .
-COPY --from=dependencies /dllm-kernels/.engines .engines
 RUN chmod -R a+rX . \
     && ln -s /tmp/asv .asv \
     && python -m compileall -q benchmarks dllm_kernels
