@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from benchmarks.policy import Policy
 BASELINES = Path(__file__).with_name("baselines")
 PROCESSES = {"cuda": 3, "cpu": 5}  # of each side
 MORE_PROCESSES = 3  # for workloads in doubt, at every further look
+LINE_SECONDS = 15.0  # between lines of progress in a log
 
 
 def judged(
@@ -77,19 +80,26 @@ def measured(
 
 @contextmanager
 def progress(title: str, steps: int) -> Iterator[measure.Progress]:
-    """A bar on standard error; what is yielded moves it on by a step that begins, with a line of text."""
+    """A bar on standard error, and where that is a log a line every `LINE_SECONDS`; what is yielded moves it on by a
+    step that begins, with a line of text."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    console = Console(stderr=True)
     columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task("starting", total=steps)
         begun = 0
+        began = told = time.monotonic()
 
         def step(text: str) -> None:
-            nonlocal begun
+            nonlocal begun, told
             bar.update(task, completed=begun, description=text)
             begun += 1
+            now = time.monotonic()
+            if not console.is_terminal and now - told >= LINE_SECONDS:
+                told = now
+                print(f"{title}: {begun} of {steps} after {now - began:.0f} s: {text}", file=sys.stderr, flush=True)
 
         yield step
         bar.update(task, completed=steps, description="done")

@@ -288,3 +288,15 @@ def test_whoever_stops_reading_gets_no_traceback_and_no_pass(record):
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 2
+
+
+@pytest.mark.parametrize(("every", "lines"), [(0.0, 2), (1e6, 0)])
+def test_a_log_is_told_now_and_then_how_far_it_is(monkeypatch, capsys, every, lines):
+    """A bar there would be drawn once, at the end, and a run that is killed would have said nothing."""
+    monkeypatch.setattr(session, "LINE_SECONDS", every)
+    with session.progress("Measuring", 2) as step:
+        step("the first")
+        step("the second")
+    said = capsys.readouterr().err
+    assert said.count("Measuring: ") == lines
+    assert ("Measuring: 2 of 2 after 0 s: the second" in said) == (lines > 0)
