@@ -94,8 +94,8 @@ def remarks(record: EndToEnd, load: Load) -> list[str]:
         was = SEED["1 request" if load.slots == 1 else "in parallel"]
         first_figure = f" The project's first figure for this row, in SGLang on an H20: {was}."
     said.append(
-        f"Gain of fused over {next(iter(record.modes))} {gain:+.1f}%; Amdahl's bound, were all that is outside the "
-        f"forward pass free, {bound:+.1f}%{share}.{first_figure}"
+        f"Gain of fused over {next(iter(record.modes))} {gain:+.1f}%; Amdahl's bound, if the steps between "
+        f"forward passes took no time, {bound:+.1f}%{share}.{first_figure}"
     )
     if load.name in record.device_us:
         device_us, outside = record.device_us[load.name], record.outside_us(load.name, "fused")
