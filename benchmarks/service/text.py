@@ -108,7 +108,7 @@ def chart(verdicts: Iterable[gate.Verdict]) -> list[str]:
         "---",
         "config:",
         "  xyChart:",
-        f"    height: {100 + 26 * len(names)}",
+        f"    height: {140 + 26 * len(names)}",
         "    width: 900",
         "  themeVariables:",
         "    xyChart:",
