@@ -43,6 +43,10 @@ class Task:
         longest = max(map(len, self.prompts)) + self.generation_length
         return -(-longest // self.block_length) * self.block_length
 
+    def prompts_of(self, load: Load) -> list[Sequence[int]]:
+        """One for every request, from the first on again where there are fewer."""
+        return [self.prompts[number % len(self.prompts)] for number in range(load.requests)]
+
 
 def measure(
     task: Task,
@@ -64,7 +68,7 @@ def measure(
     order = random.Random(seed)
     with machine.lock(gpu.uuid_hash if gpu else "cpu", progress):
         for load in loads:
-            prompts = [task.prompts[number % len(task.prompts)] for number in range(load.requests)]
+            prompts = task.prompts_of(load)
             served = serve(load.slots)
             progress(f"{load.name}: all modes on the same logits")
             agreement = Agreement(modes)
@@ -198,7 +202,7 @@ def _forward(load: Load, served: Served) -> Forward:
 
 def _device_us(task: Task, served: Served, load: Load) -> float | None:
     """Of the fused operation's kernel in a step of this load, on average, by CUPTI; None if it misses steps twice."""
-    prompts = [task.prompts[number % len(task.prompts)] for number in range(load.requests)]
+    prompts = task.prompts_of(load)
     decoding = decoder(task, served, load, fused_step, capture=False)
     list(decoding.decode(prompts[: load.slots]))
     with profiler():  # CUPTI takes a second to start, once, and misses what runs meanwhile
