@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="RECORD",
-        help=f"of `compare HEAD HEAD`; {noise.LEAST_PROCESSES} processes in all",
+        help=f"of `compare HEAD HEAD`; {noise.LEAST_PROCESSES} processes of a pair in all",
     )
     learn.add_argument("--accept", action="store_true", required=True, help="say that you mean it")
     learn.set_defaults(command=_noise)

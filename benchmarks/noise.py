@@ -15,7 +15,7 @@ from benchmarks.results import Noise, NoiseRecord, Run, Series
 from benchmarks.workloads import WORKLOADS
 
 ALONE = "fused alone"  # under which a noise record keeps what is known of times
-LEAST_PROCESSES = 30  # that a device's noise is taken from
+LEAST_PROCESSES = 6  # that a pair's noise is taken from; how many there were counts where it is used
 Key = tuple[str, str, str]  # workload, clock, pair
 
 
@@ -30,7 +30,7 @@ def learned(runs: Sequence[Run], known: NoiseRecord | None = None) -> NoiseRecor
 
     Raises:
         ValueError: another device's run is among them, another commit's, edited code's, a wrong result's, or there are
-            too few processes.
+            too few processes of every pair.
     """
     first = runs[0].environment
     for run in runs:
@@ -46,10 +46,9 @@ def learned(runs: Sequence[Run], known: NoiseRecord | None = None) -> NoiseRecor
             )
         if failed := [check for check in run.checks if not check.passed]:
             raise ValueError(f"records: a result was wrong, {failed[0].workload}: {failed[0].detail}")
-    processes = sum(len({check.process for check in run.checks}) for run in runs)
-    if processes < LEAST_PROCESSES:
-        raise ValueError(f"records: expected {LEAST_PROCESSES} processes in all; got {processes}")
     entries = _entries([_logs(run) for run in runs])
+    if not entries:
+        raise ValueError(f"records: expected {LEAST_PROCESSES} processes of a pair in all; got fewer of every pair")
     if known is not None and known.device == first.device:
         _add_known(entries, known)
     return NoiseRecord(first.device, runs[0].created, first.commit, entries)
@@ -94,7 +93,7 @@ def _is_same(pair: str) -> bool:
 def _around_zero(groups: Iterable[Sequence[float]]) -> Noise | None:
     """Of the same code beside itself, whose true log ratio is 0: what a whole run is off by counts too."""
     values = [value for group in groups for value in group]
-    if len(values) < 2:
+    if len(values) < LEAST_PROCESSES:
         return None
     return Noise(math.sqrt(sum(value**2 for value in values) / len(values)), len(values))
 
@@ -102,7 +101,7 @@ def _around_zero(groups: Iterable[Sequence[float]]) -> Noise | None:
 def _within(groups: Sequence[Sequence[float]]) -> Noise | None:
     """Of a ratio that nobody knows, within runs: a shift between runs may be another GPU's."""
     freedom = sum(len(group) - 1 for group in groups)
-    if freedom < 1:
+    if freedom < LEAST_PROCESSES - 1:
         return None
     squares = sum(sum((value - sum(group) / len(group)) ** 2 for value in group) for group in groups)
     return Noise(math.sqrt(squares / freedom), freedom + 1)

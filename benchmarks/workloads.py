@@ -89,6 +89,11 @@ class Decoding:
     def logits_bytes(self) -> int:
         return self.batch * self.block_length * self.vocab * BYTES[self.dtype]
 
+    @property
+    def bytes_read(self) -> int:
+        """The most that the step of a pass must read: the logits, once."""
+        return self.logits_bytes
+
 
 @dataclass(frozen=True)
 class EngineStep:
@@ -112,6 +117,10 @@ class EngineStep:
     def logits_bytes(self) -> int:
         return self.call.logits_bytes
 
+    @property
+    def bytes_read(self) -> int:
+        return self.call.bytes_read
+
 
 AnyWorkload = Workload | Decoding | EngineStep
 
@@ -133,6 +142,10 @@ _REGISTERED: tuple[AnyWorkload, ...] = (
     *_shares(1, 32, 50257, "fp16", 100),  # rows that do not start on 16 bytes
     Workload(1, 32, 128000, "fp16", 100, warm=True),
     Workload(1, 32, 157184, "bf16", 100, warm=True),
+    Decoding(1, 32, 157184, "bf16"),
+    Decoding(16, 32, 157184, "bf16"),
+    EngineStep("sglang", Workload(1, 32, 157184, "fp32", 100)),
+    EngineStep("sglang", Workload(128, 32, 157184, "fp32", 100)),
 )
 WORKLOADS = {workload.name: workload for workload in _REGISTERED}
 QUICK = ("1x32x128000-fp16-100", "1x32x157184-bf16-100", "1x32x157184-bf16-50", "8x4x151936-bf16-100")

@@ -214,11 +214,13 @@ def test_known_noise_is_made_of_a_commit_beside_itself(tmp_path, capsys):
     slowdowns = dict.fromkeys(steady(), ten)
     speedups = {key: [15 * slowdown for slowdown in ten] for key in slowdowns}
     same = make_run(speedups, slowdowns=slowdowns, base=results.State(GPU.commit, False, ""))
+    few = dataclasses.replace(same, series=tuple(one for one in same.series if one.process < 5))
     paths = [str(tmp_path / f"{number}.json") for number in range(3)]
     for path in paths:
         results.save(same, Path(path))
-    assert cli.main(["noise", *paths[:2], "--accept"]) == 2
-    assert "expected 30 processes in all; got 20" in capsys.readouterr().err
+    results.save(few, tmp_path / "few.json")
+    assert cli.main(["noise", str(tmp_path / "few.json"), "--accept"]) == 2
+    assert "expected 6 processes of a pair in all; got fewer" in capsys.readouterr().err
     assert cli.main(["noise", *paths, "--accept"]) == 0
     noise = session.noise_of(GPU.device)
     assert noise is not None

@@ -67,9 +67,8 @@ MAX_WAIT = 0.05  # of a pair's time that our threads, together, may wait for a p
 # Turns, when head and base are compared: the reference takes so long that it would take most of the time. Its times on
 # the host's clock vary most.
 REFERENCE_EVERY = {"cuda": {"device_us": 25, "call_us": 6, "graph_us": 20}, "cpu": {"call_us": 4}}
-# Of logits, up to which all processes hold a workload at once: else memory may not suffice. Calls on more take so long
-# that what ran before them does not matter: they come one in a row.
-TOGETHER_BYTES = 2**28
+TOGETHER_BYTES = 2**28  # of logits, up to which all processes hold a workload at once: else memory may not suffice
+ALONE_BYTES = 2**28  # read by a call that takes so long that what ran before does not matter: it is alone in its row
 
 Progress = Callable[[str], None]
 # A pair: whose and which implementation, beside whose and which.
@@ -238,8 +237,7 @@ class _Conductor:
     def _measure_clock(
         self, workload: str, process: int, clock: str, workers: dict[str, Worker], rng: random.Random
     ) -> None:
-        large = workloads.WORKLOADS[workload].logits_bytes > TOGETHER_BYTES
-        calls = 1 if large else CALLS[self.device][clock]
+        calls = 1 if workloads.WORKLOADS[workload].bytes_read > ALONE_BYTES else CALLS[self.device][clock]
         taken: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
         quiet = True
         blocks = retakes = 0

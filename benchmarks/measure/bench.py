@@ -1,9 +1,10 @@
 """In a measuring process: one workload's inputs, the check of its results, and the clocks.
 
-Ids are restored from a prepared copy before each call, outside the sample. On a GPU each call takes the next of many
+Ids are restored from a prepared copy before each call, outside the sample. On a GPU each call takes the next of several
 draws of logits: together they cover at least three times the L2 cache, so that they come from memory, and where each of
-them lies there, which makes a few percent, averages out. A warm workload has one draw. Rows of calls go round several
-streams, each with ids of its own, for the same reason: a package keeps a workspace for every stream.
+them lies there, which makes a few percent, averages out. Of a warm workload, the calls of a row share a draw. Rows of
+calls go round several streams, each with ids of its own, for the same reason: a package keeps a workspace for every
+stream.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 L2_MULTIPLE = 3  # of the L2 cache's size that rotating logits cover
 DRAWS, DRAWS_BYTES = 64, 2**29  # so many, as far as they fit
+# And at least so many: of one draw of 0.3 GB, two processes of the same code on an H200 took 80.5 and 81.6 us, each of
+# them all the time. Of a warm workload no more.
+LEAST_DRAWS = 4
 # Streams that rows of calls go round, and the largest logits for which: allocations are a stream's own. On an H100, the
 # same kernel took about 4.48 or 4.60 us in one process, as it was given one or another of 24 workspaces.
 PLACES, PLACES_BYTES = 25, 2**26
@@ -92,11 +96,11 @@ class Bench:
             "fused": dllm_post_process_fused,
             "reference": dllm_post_process_reference,
         }
-        copies = 1
+        copies = LEAST_DRAWS if self.device == "cuda" else 1
         if self.device == "cuda" and not self.workload.warm:
             l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
             cold = -(-L2_MULTIPLE * l2_bytes // self.workload.logits_bytes)
-            copies = max(cold, min(DRAWS, DRAWS_BYTES // self.workload.logits_bytes))
+            copies = max(LEAST_DRAWS, cold, min(DRAWS, DRAWS_BYTES // self.workload.logits_bytes))
         self.draws, self.prepared = workloads.make_inputs(self.workload, self.device, seed, copies)
         self.ids = self.prepared.clone()
         self.places = self._places()
@@ -314,7 +318,8 @@ class Bench:
         """
         torch = self.torch
         graph = torch.cuda.CUDAGraph()
-        logits_of = [self.draws[number % len(self.draws)] for number in range(len(self.graph_ids))]
+        draws = self.draws[:1] if self.workload.warm else self.draws
+        logits_of = [draws[number % len(draws)] for number in range(len(self.graph_ids))]
         try:
             with torch.cuda.graph(graph):
                 for logits, ids in zip(logits_of, self.graph_ids, strict=True):
@@ -355,7 +360,8 @@ class Bench:
 
     def _next_logits(self) -> Tensor:
         self.turn += 1
-        return self.draws[self.turn % len(self.draws)]
+        turn = self.rows if self.workload.warm else self.turn
+        return self.draws[turn % len(self.draws)]
 
     def _prepare(self) -> None:
         self.ids.copy_(self.prepared)

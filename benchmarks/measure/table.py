@@ -21,11 +21,11 @@ from contextlib import ExitStack
 from benchmarks import implementations, limits, workloads
 from benchmarks.implementations import Implementation
 from benchmarks.measure import (
+    ALONE_BYTES,
     CALLS,
     CLOCK_METHODS,
     MAX_WAIT,
     MIN_TURNS,
-    TOGETHER_BYTES,
     command,
     machine,
 )
@@ -193,7 +193,7 @@ class _Table:
 
     def _block(self, bench: Bench, clock: str, rng: random.Random) -> None:
         name = bench.workload.name
-        calls = 1 if bench.workload.logits_bytes > TOGETHER_BYTES else self.clocks[clock]
+        calls = 1 if bench.workload.bytes_read > ALONE_BYTES else self.clocks[clock]
         ready = bench.begin(clock, self.core)
         order: list[str] = []
         replies: list[tuple[float, float, int, int]] = []
