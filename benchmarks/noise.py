@@ -51,7 +51,8 @@ def learned(runs: Sequence[Run], known: NoiseRecord | None = None) -> NoiseRecor
         raise ValueError(f"records: expected {LEAST_PROCESSES} processes of a pair in all; got fewer of every pair")
     if known is not None and known.device == first.device:
         _add_known(entries, known)
-    return NoiseRecord(first.device, runs[0].created, first.commit, entries)
+    ordered = {name: entries[name] for name in WORKLOADS if name in entries}
+    return NoiseRecord(first.device, runs[0].created, first.commit, ordered)
 
 
 def _add_known(entries: dict[str, dict[str, dict[str, Noise]]], known: NoiseRecord) -> None:

@@ -40,7 +40,8 @@ CLOCK_METHODS = {
     "cpu": {"call_us": "host clock around the call"},
 }
 # The clocks that blocks of samples are taken on, and calls in a row, a sample each, before it is the other's turn.
-CALLS = {"cuda": {"device_us": 4, "call_us": 4, "graph_us": 1}, "cpu": {"call_us": 1}}
+# Of as many calls, few in a row tell most: on an H100, what the calls of a row share is two thirds of the variance.
+CALLS = {"cuda": {"device_us": 2, "call_us": 1, "graph_us": 1}, "cpu": {"call_us": 1}}
 MAX_BLOCKS = {"cuda": 2, "cpu": 1}  # of one workload, clock and process
 
 
@@ -49,16 +50,16 @@ class Sampling:
     """How much a process's samples have to tell."""
 
     turns: dict[str, int]  # in a block
-    precision: dict[str, float]  # standard error of the median of log ratios, at which they end, or at MAX_BLOCKS
+    precision: dict[str, float]  # standard error of the median of rows' log ratios, at which they end, or at MAX_BLOCKS
 
 
 # A speedup is held against a loss of some percent; beside a base, 1 % is to be seen: on an H100, 200 pairs on the
 # device's clock leave a standard error of 0.25 %, as much as two processes differ anyway. Graphs are not judged.
 OF_SPEEDUP = Sampling(
-    {"device_us": 25, "call_us": 30, "graph_us": 10}, {"device_us": 0.005, "call_us": 0.02, "graph_us": math.inf}
+    {"device_us": 40, "call_us": 60, "graph_us": 10}, {"device_us": 0.005, "call_us": 0.02, "graph_us": math.inf}
 )
 OF_SLOWDOWN = Sampling(
-    {"device_us": 50, "call_us": 30, "graph_us": 20}, {"device_us": 0.002, "call_us": 0.01, "graph_us": math.inf}
+    {"device_us": 80, "call_us": 75, "graph_us": 20}, {"device_us": 0.002, "call_us": 0.01, "graph_us": math.inf}
 )
 MAX_SECONDS = {"cuda": 2.0, "cpu": 0.9}  # of a block, after which no further turn is started
 MIN_TURNS = 3
@@ -66,7 +67,7 @@ RETAKES = 2  # of a block during which the GPU was throttled or another process 
 MAX_WAIT = 0.05  # of a pair's time that our threads, together, may wait for a processor
 # Turns, when head and base are compared: the reference takes so long that it would take most of the time. Its times on
 # the host's clock vary most.
-REFERENCE_EVERY = {"cuda": {"device_us": 25, "call_us": 6, "graph_us": 20}, "cpu": {"call_us": 4}}
+REFERENCE_EVERY = {"cuda": {"device_us": 40, "call_us": 15, "graph_us": 20}, "cpu": {"call_us": 4}}
 TOGETHER_BYTES = 2**28  # of logits, up to which all processes hold a workload at once: else memory may not suffice
 ALONE_BYTES = 2**28  # read by a call that takes so long that what ran before does not matter: it is alone in its row
 
@@ -257,7 +258,7 @@ class _Conductor:
             for key, values in pairs.items():
                 taken.setdefault(key, []).extend(values)
             first = next(values for (name, _), values in taken.items() if name == clock)
-            if _standard_error(first) < _sampling(workers).precision[clock]:
+            if _standard_error(first, calls) < _sampling(workers).precision[clock]:
                 break
         for (name, ((_, implementation), (side, beside))), values in taken.items():
             us, beside_us = zip(*values, strict=True)
@@ -355,9 +356,10 @@ def _on_the_host_clocks(
     return (calm if enough else every), enough
 
 
-def _standard_error(pairs: Sequence[tuple[float, float]]) -> float:
-    """Of the median of log ratios, from their median absolute deviation, as if they were normal."""
-    logs = [math.log(us / beside_us) for us, beside_us in pairs]
+def _standard_error(pairs: Sequence[tuple[float, float]], calls: int) -> float:
+    """Of the median of the log ratios of rows, from their median absolute deviation, as if they were normal."""
+    of_calls = [math.log(us / beside_us) for us, beside_us in pairs]
+    logs = [statistics.fmean(of_calls[first : first + calls]) for first in range(0, len(of_calls), calls)]
     centre = statistics.median(logs)
     deviation = 1.4826 * statistics.median(abs(value - centre) for value in logs)
     return math.sqrt(math.pi / 2) * deviation / math.sqrt(len(logs))

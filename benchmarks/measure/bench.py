@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 L2_MULTIPLE = 3  # of the L2 cache's size that rotating logits cover
-DRAWS, DRAWS_BYTES = 64, 2**29  # so many, as far as they fit
+DRAWS, DRAWS_BYTES = 63, 2**29  # so many, as far as they fit
 # And at least so many: of one draw of 0.3 GB, two processes of the same code on an H200 took 80.5 and 81.6 us, each of
 # them all the time. Of a warm workload no more.
-LEAST_DRAWS = 4
+LEAST_DRAWS = 3
 # Streams that rows of calls go round, and the largest logits for which: allocations are a stream's own. On an H100, the
-# same kernel took about 4.48 or 4.60 us in one process, as it was given one or another of 24 workspaces.
-PLACES, PLACES_BYTES = 25, 2**26
+# same kernel took about 4.7 or 4.9 us as it was given one or another workspace; with 25, processes differed by 0.56 %.
+PLACES, PLACES_BYTES = 63, 2**26
+PRIORITIES = 2  # of streams: PyTorch has 32 of each
 GRAPH_CALLS = 16  # in a CUDA graph, at least: the start of a replay takes a microsecond or two
 LONG_CALLS = 2  # where the logits take more than DRAWS_BYTES, and a call more than a hundred
 QUEUED_CYCLES = 400_000  # of the GPU, 0.2 ms, in which the host launches a graph
@@ -96,11 +97,7 @@ class Bench:
             "fused": dllm_post_process_fused,
             "reference": dllm_post_process_reference,
         }
-        copies = LEAST_DRAWS if self.device == "cuda" else 1
-        if self.device == "cuda" and not self.workload.warm:
-            l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
-            cold = -(-L2_MULTIPLE * l2_bytes // self.workload.logits_bytes)
-            copies = max(LEAST_DRAWS, cold, min(DRAWS, DRAWS_BYTES // self.workload.logits_bytes))
+        copies = self._copies() if self.device == "cuda" else 1
         self.draws, self.prepared = workloads.make_inputs(self.workload, self.device, seed, copies)
         self.ids = self.prepared.clone()
         self.places = self._places()
@@ -115,6 +112,15 @@ class Bench:
         self.replay_us: list[float] = []  # of the block, a call
         self.processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
+    def _copies(self) -> int:
+        """How many draws there are: an odd number, as of places, or every other one would be taken by calls that are
+        not timed, or by the other implementation."""
+        if self.workload.warm:
+            return LEAST_DRAWS
+        l2_bytes = self.torch.cuda.get_device_properties(0).L2_cache_size
+        cold = -(-L2_MULTIPLE * l2_bytes // self.workload.logits_bytes)
+        return max(LEAST_DRAWS, cold, min(DRAWS, DRAWS_BYTES // self.workload.logits_bytes)) | 1
+
     def _places(self) -> list[tuple[Any, Tensor]]:
         """Streams with ids of their own."""
         if self.device == "cpu":
@@ -122,7 +128,7 @@ class Bench:
         if self.workload.logits_bytes > PLACES_BYTES:
             return [(self.torch.cuda.current_stream(), self.ids)]
         stream: Any = self.torch.cuda.Stream  # it has no types
-        return [(stream(), self.prepared.clone()) for _ in range(PLACES)]
+        return [(stream(priority=-(place % PRIORITIES)), self.prepared.clone()) for place in range(PLACES)]
 
     def check(self) -> dict[str, Any]:
         """Whether fused leaves the ids that the reference leaves, outside the undecidable band; and which those are."""

@@ -32,7 +32,7 @@ from benchmarks.measure import (
 from benchmarks.measure.bench import Bench, start
 from benchmarks.results import INPUTS, Absence, Block, Environment, KernelTable, Kind, Times
 
-TURNS_A_BLOCK = {"device_us": 50, "call_us": 30, "graph_us": 20}
+TURNS_A_BLOCK = {"device_us": 80, "call_us": 75, "graph_us": 20}
 MAX_SECONDS = 3.0  # of a block, after which no further turn is started
 SEARCH_SAMPLES = 5  # of each way to read the logits
 
