@@ -145,8 +145,7 @@ def _one(mutant: Mutant | None, seed: int) -> tuple[results.Run, Outcome]:
         head = sides.Side(folder, dataclasses.replace(base.state, file=f"{name} planted"))
         run, judgement, looks = session.judged(
             chosen,
-            # The comparison alone: floors and baselines are tested elsewhere.
-            lambda run: gate.comparison(gate.judge(run, gate.Case(noise=session.noise_of(run.environment.device)))),
+            _comparison,
             title=f"{name} {seed}",
             head=head,
             base=base,
@@ -165,6 +164,14 @@ def _one(mutant: Mutant | None, seed: int) -> tuple[results.Run, Outcome]:
         run.seconds,
         run.environment.commit,
     )
+
+
+def _comparison(run: results.Run) -> gate.Judgement:
+    """With base alone: floors and baselines are tested elsewhere. Who is accused is so whatever becomes of the doubts
+    about others, which are not looked at again."""
+    judgement = gate.comparison(gate.judge(run, gate.Case(noise=session.noise_of(run.environment.device))))
+    accused = tuple(one for one in judgement.verdicts if one.status is gate.Status.REGRESSION)
+    return dataclasses.replace(judgement, verdicts=accused or judgement.verdicts)
 
 
 def _worst(judgement: gate.Judgement) -> gate.Verdict:

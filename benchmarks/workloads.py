@@ -91,8 +91,8 @@ class Decoding:
 
     @property
     def bytes_read(self) -> int:
-        """The most that the step of a pass must read: the logits, once."""
-        return self.logits_bytes
+        """The most that the steps of a decoding must read: the logits of every pass, were each to accept a token."""
+        return self.logits_bytes * DECODED_TOKENS
 
 
 @dataclass(frozen=True)

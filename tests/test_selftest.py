@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks import measure, results, session
+from benchmarks import gate, measure, results, selftest, session
 from benchmarks.workloads import QUICK
 from tests.records import GPU, make_noise, make_run, steady
 
@@ -86,6 +86,20 @@ def test_it_goes_on_where_it_stopped(selftests):
     assert len(selftests.measured) == 5
     code, record = selftests("--same", "5", "--planted", "1", "--mutant", "second-pass", "--seconds", "0.000001")
     assert (code, len(record["runs"])) == (0, 5)
+
+
+def test_once_something_is_accused_doubts_about_the_rest_are_left(selftests):
+    """Each further look is seconds of a GPU, and no look takes the accusation back."""
+    found = {QUICK[0]: 1.3, QUICK[1]: 1.01}  # caught at once; at the tolerance, where no number of samples decides
+
+    def run_of(slowdowns):
+        keys = [(name, "device_us") for name in slowdowns]
+        return make_run({key: [15.0] * 3 for key in keys}, slowdowns={k: [slowdowns[k[0]]] * 3 for k in keys})
+
+    doubted = selftest._comparison(run_of({QUICK[1]: 1.01}))
+    assert (doubted.status, doubted.doubtful()) == (gate.Status.INCONCLUSIVE, [QUICK[1]])
+    both = selftest._comparison(run_of(found))
+    assert (both.status, both.doubtful()) == (gate.Status.REGRESSION, [])
 
 
 def test_runs_of_the_same_code_are_kept_where_asked_for(selftests):

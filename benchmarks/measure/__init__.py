@@ -56,7 +56,7 @@ class Sampling:
 # A speedup is held against a loss of some percent; beside a base, 1 % is to be seen: on an H100, 200 pairs on the
 # device's clock leave a standard error of 0.25 %, as much as two processes differ anyway. Graphs are not judged.
 OF_SPEEDUP = Sampling(
-    {"device_us": 40, "call_us": 60, "graph_us": 10}, {"device_us": 0.005, "call_us": 0.02, "graph_us": math.inf}
+    {"device_us": 40, "call_us": 60, "graph_us": 10}, {"device_us": 0.008, "call_us": 0.03, "graph_us": math.inf}
 )
 OF_SLOWDOWN = Sampling(
     {"device_us": 80, "call_us": 75, "graph_us": 20}, {"device_us": 0.002, "call_us": 0.01, "graph_us": math.inf}
@@ -67,9 +67,11 @@ RETAKES = 2  # of a block during which the GPU was throttled or another process 
 MAX_WAIT = 0.05  # of a pair's time that our threads, together, may wait for a processor
 # Turns, when head and base are compared: the reference takes so long that it would take most of the time. Its times on
 # the host's clock vary most.
-REFERENCE_EVERY = {"cuda": {"device_us": 40, "call_us": 15, "graph_us": 20}, "cpu": {"call_us": 4}}
+REFERENCE_EVERY = {"cuda": {"device_us": 20, "call_us": 15, "graph_us": 20}, "cpu": {"call_us": 4}}
 TOGETHER_BYTES = 2**28  # of logits, up to which all processes hold a workload at once: else memory may not suffice
-ALONE_BYTES = 2**28  # read by a call that takes so long that what ran before does not matter: it is alone in its row
+# Read by a call that takes so long that what ran before does not matter: it is alone in its row, and half as many rows
+# tell as much.
+ALONE_BYTES = 2**28
 
 Progress = Callable[[str], None]
 # A pair: whose and which implementation, beside whose and which.
@@ -238,12 +240,14 @@ class _Conductor:
     def _measure_clock(
         self, workload: str, process: int, clock: str, workers: dict[str, Worker], rng: random.Random
     ) -> None:
-        calls = 1 if workloads.WORKLOADS[workload].bytes_read > ALONE_BYTES else CALLS[self.device][clock]
+        alone = workloads.WORKLOADS[workload].bytes_read > ALONE_BYTES
+        calls = 1 if alone else CALLS[self.device][clock]
+        wanted = _sampling(workers).turns[clock] // (2 if alone else 1)
         taken: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
         quiet = True
         blocks = retakes = 0
         while blocks < MAX_BLOCKS[self.device]:
-            pairs, was_quiet, state = self._block(clock, calls, process, workers, rng)
+            pairs, was_quiet, state = self._block(clock, calls, wanted, process, workers, rng)
             fault = "" if state is None else state.fault
             self.blocks.append(Block(workload, process, clock, fault, state))
             if fault:
@@ -266,9 +270,10 @@ class _Conductor:
             self.series.append(Series(workload, name, process, implementation, beside, us, beside_us, quiet))
 
     def _block(
-        self, clock: str, calls: int, process: int, workers: dict[str, Worker], rng: random.Random
+        self, clock: str, calls: int, wanted: int, process: int, workers: dict[str, Worker], rng: random.Random
     ) -> tuple[dict[tuple[str, Pair], list[tuple[float, float]]], bool, GpuState | None]:
-        """One block of pairs by clock and pair; whether other work left it alone; the GPU's state at its end."""
+        """One block of so many turns: pairs by clock and pair; whether other work left it alone; the GPU's state at its
+        end."""
         # A graph of the reference's calls takes longest to capture and tells nothing of head beside base.
         only = ["fused"] if clock == "graph_us" and "base" in workers else None
         ready = _ask_all(workers, "begin", clock=clock, core=self.cores.get(process), only=only)
@@ -276,7 +281,7 @@ class _Conductor:
         deadline = time.monotonic() + MAX_SECONDS[self.device]
         number = 0
         reversed_orders: dict[Pair, list[tuple[str, str]]] = {}  # that are due
-        while number < _sampling(workers).turns[clock] and (number < MIN_TURNS or time.monotonic() < deadline):
+        while number < wanted and (number < MIN_TURNS or time.monotonic() < deadline):
             for pair in _pairs_of(workers, number % REFERENCE_EVERY[self.device][clock] == 0):
                 if any(implementation not in ready[side] for side, implementation in pair):
                     continue
