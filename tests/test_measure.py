@@ -27,6 +27,7 @@ from tests.records import CPU
 
 ROOT = Path(__file__).parent.parent
 TINY = Workload(2, 4, 1500, "fp32", 50)
+LONG = "128x32x157184-bf16-100"
 
 
 @pytest.fixture
@@ -317,6 +318,52 @@ def test_a_gpu_that_stays_throttled_gives_no_samples(tiny):
     conductor.measure_workload(TINY, {0: {"head": _InThisProcess()}})
     assert len(conductor.blocks) == 1 + measure.RETAKES
     assert conductor.series == []
+
+
+class _Counting:
+    """A worker that measures nothing, and notes how many calls it is asked for in a row."""
+
+    def __init__(self):
+        self.rows = {}
+        self.clock = ""
+
+    def ask(self, do, **arguments):
+        self.send(do, **arguments)
+        return self.receive()
+
+    def send(self, do, *, clock="", calls=0, **arguments):
+        self.reply = {"passed": True, "detail": "", "digest": ""}
+        if do == "begin":
+            self.clock = clock
+            self.reply = ["fused", "reference"]
+        elif do == "sample":
+            self.rows.setdefault(self.clock, []).append(calls)
+            self.reply = [(1.0, 1.0, 1000, 0)] * calls
+        elif do == "end":
+            self.reply = [1.0] * sum(self.rows[self.clock])
+
+    def receive(self):
+        return self.reply
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "share"), [("1x32x128000-fp16-100", 2, 1), ("128x32x157184-bf16-6", 2, 1), (LONG, 1, 2)]
+)
+def test_a_call_that_takes_long_is_alone_in_its_row_and_comes_half_as_often(name, calls, share):
+    """How long follows from what it reads: with few rows masked, a call on many logits is a short one."""
+    conductor, worker = measure._Conductor("cuda", 5, None), _Counting()
+    conductor.measure_workload(workloads.WORKLOADS[name], {0: {"head": worker}})
+    rows = worker.rows["device_us"]
+    assert set(rows) == {calls}
+    assert len(rows) == 2 * measure.OF_SPEEDUP.turns["device_us"] // share  # of fused and reference, in one block
+
+
+def test_calls_of_a_row_that_vary_together_tell_no_more_than_one():
+    """Or sampling would end while rows, which differ by the place that they were given, are few."""
+    rows = [(1.0 + 0.01 * (number % 7), 1.0) for number in range(40)]
+    doubled = [pair for pair in rows for _ in range(2)]
+    assert measure._standard_error(doubled, 2) == pytest.approx(measure._standard_error(rows, 1))
+    assert measure._standard_error(doubled, 1) < 0.8 * measure._standard_error(rows, 1)
 
 
 def test_fresh_processes_make_a_record(tmp_path):
