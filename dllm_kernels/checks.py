@@ -15,6 +15,7 @@ from torch import Tensor
 
 MAX_EXCLUDE_IDS = 4
 OUTPUT_NAMES = ("confidence", "tokens", "accepted", "remaining")
+HOST_OUTPUT_NAMES = ("accepted", "remaining")  # that the GPU may write into pinned memory of the host
 Outputs = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # in that order
 
 _LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -89,6 +90,11 @@ def check_tensor(
         raise ValueError(f"{name}: expected device {device}, that of logits; got {tensor.device}")
     if contiguous and not tensor.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor; got strides {tensor.stride()}")
+
+
+def _is_pinned(output: Tensor) -> bool:
+    """Whether it lies in memory of the host that a GPU can write; of no elements, whether it could."""
+    return isinstance(output, Tensor) and output.is_cpu and (output.numel() == 0 or output.is_pinned())
 
 
 def _overlaps_itself(shape: Sequence[int], strides: Sequence[int]) -> bool:
@@ -192,7 +198,10 @@ def check_outputs(
     for name, output, dtype in zip(OUTPUT_NAMES, outputs, dtypes, strict=True):
         if output is None:
             continue
-        check_tensor(name, output, dtype, (layout.blocks,) if name == "remaining" else shape, device, contiguous=True)
+        there = device
+        if name in HOST_OUTPUT_NAMES and layout.device_type == "cuda" and _is_pinned(output):
+            there = output.device
+        check_tensor(name, output, dtype, (layout.blocks,) if name == "remaining" else shape, there, contiguous=True)
         start, end = _memory_extent(output)
         for other, other_start, other_end in taken:
             if start < other_end and other_start < end:

@@ -77,7 +77,9 @@ def dllm_post_process_fused(
         tokens: output, dtype and shape of `input_ids`, contiguous: the candidate; the present id where not open.
         accepted: output, bool, shape of `input_ids`, contiguous: whether this call committed the position (the
             fallback and edits included).
-        remaining: output, int32 (B,) ((1,) for one block), contiguous: masked positions left after the call.
+        remaining: output, int32 (B,) ((1,) for one block), contiguous: masked positions left after the call. This and
+            `accepted` may lie in pinned memory of the host instead, which the GPU then writes itself: read it once the
+            stream has been waited for.
         workspace: int32, contiguous, at least `workspace_size(logits)` elements, starting on 8 bytes, zero before its
             first use and after every call, for the `triton` backend; not to be shared by calls that can run at the
             same time, which would wait for each other for ever. Default: one per device and stream, and one of its own

@@ -84,7 +84,7 @@ def commit(
     if tokens is not None:
         tokens.copy_(torch.where(is_open, candidates, input_ids))
     if accepted is not None:
-        accepted.copy_(committed)
+        accepted.copy_(committed, non_blocking=True)  # to the host, perhaps
     input_ids.copy_(torch.where(committed, candidates, input_ids))
     if remaining is not None:
-        remaining.copy_((is_open & (input_ids == mask_id)).sum(dim=-1))
+        remaining.copy_((is_open & (input_ids == mask_id)).sum(dim=-1), non_blocking=True)

@@ -325,6 +325,31 @@ def _compiled_kernels() -> int:
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("block_length", [32, 300])  # positions dealt among programs, and not
+def test_flags_may_lie_in_pinned_memory_of_the_host(backend, block_length):
+    case = make_case(3, block_length, 5_000, threshold=0.5, masked_share=0.4)
+    logits, ids = _on_gpu(case)
+    expected = call(case, "reference", "cpu")
+    flags = {
+        "accepted": torch.empty(ids.shape, dtype=torch.bool, pin_memory=True),
+        "remaining": torch.empty(3, dtype=torch.int32, pin_memory=True),
+    }
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        dllm_post_process_fused(logits, ids, case.mask_id, 0.5, backend=backend, **flags)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.current_stream().synchronize()
+    assert ids.cpu().equal(expected.input_ids)
+    for name, flag in flags.items():
+        assert flag.equal(getattr(expected, name)), name
+    for name, other in (("accepted", torch.empty(ids.shape, dtype=torch.bool)), ("tokens", ids.cpu().pin_memory())):
+        with pytest.raises(ValueError, match=f"{name}: expected device cuda:0, that of logits; got cpu"):
+            dllm_post_process_fused(logits, ids, case.mask_id, 0.5, **{name: other})
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_nothing_waits_for_the_gpu():
     case = make_case(2, 32, 20_000, threshold=0.5)
     logits, ids = _on_gpu(case)

@@ -210,6 +210,7 @@ def test_the_configuration_is_read_as_shipped(algorithms, name):
     for options in ({}, {"threshold": 0.25, "edit_threshold": 0.5, "penalty_lambda": 1, "max_post_edit_steps": 2}):
         theirs, ours = vars(build(shipped, **options)), vars(build(fused, **options))
         assert ours.pop("compatible") is False
+        del ours["_flags"]
         assert ours == theirs
     with pytest.raises(TypeError, match="compatible: expected true or false in the .* configuration; got 'yes'"):
         build(fused, compatible="yes")
@@ -381,6 +382,23 @@ def test_an_engine_that_cannot_be_fetched_ends_the_run_before_it_begins(monkeypa
     monkeypatch.setattr(measure, "_start", lambda *_: pytest.fail("a process was started"))
     with pytest.raises(engines.NotFetchedError):
         measure.measure([STEP])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flags_are_the_step_s_own_though_batches_grow_and_shrink(algorithms, name):
+    """Memory for them is kept, and made by the first step, which may be one of inference."""
+    algorithm = build(algorithms[f"Fused{name}"], 4, mask_id=99, threshold=2.0)
+    kept = []
+    for requests, inference in ((2, True), (5, False), (1, True), (5, False)):
+        ids = torch.full((requests, 4), 99, device=DEVICE)
+        ids[::2] = 7  # without masks
+        batch = batch_of(ids)
+        with torch.inference_mode(inference):
+            states = algorithm.init_step_state(batch)
+            flags = algorithm.step(batch, torch.randn(requests * 4, 100, device=DEVICE), states)
+        assert flags == [request % 2 == 0 for request in range(requests)]
+        kept.append(flags)
+    assert kept[1] == kept[3]
 
 
 @pytest.mark.gpu

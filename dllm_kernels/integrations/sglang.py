@@ -7,6 +7,7 @@ and one synchronisation, the flags that `step` has to return. How to switch it o
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -49,19 +50,21 @@ class FusedLowConfidence(LowConfidence):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.compatible = _is_compatible(config)
+        self._flags = _HostFlags()
 
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
         logits, input_ids = _blocks(self, forward_batch, full_logits)
         prompt_mask = forward_batch.dllm_prompt_mask
+        accepted = self._flags.of(input_ids.shape, input_ids.device)
         if self.compatible:
             masked = input_ids == self.mask_id
             if prompt_mask is not None:
                 masked &= ~prompt_mask
             confidence, candidates = row_statistics(logits, masked)
-            accepted = unmask(confidence, masked, self.threshold, 1, nan_first=True)
-            input_ids.copy_(torch.where(accepted, candidates, input_ids))
+            unmasked = unmask(confidence, masked, self.threshold, 1, nan_first=True)
+            input_ids.copy_(torch.where(unmasked, candidates, input_ids))
+            accepted.copy_(unmasked, non_blocking=True)
         else:
-            accepted = torch.empty_like(input_ids, dtype=torch.bool)
             dllm_post_process_fused(
                 logits,
                 input_ids,
@@ -71,8 +74,9 @@ class FusedLowConfidence(LowConfidence):
                 exclude_ids=(self.mask_id,),
                 accepted=accepted,
             )
+        _wait(input_ids.device)
         # A block with masks loses one in every step, so where nothing was accepted there was none.
-        return [not changed for changed in accepted.cpu().any(dim=-1).tolist()]
+        return [not changed for changed in accepted.any(dim=-1).tolist()]
 
 
 class FusedJointThreshold(JointThreshold):
@@ -85,18 +89,19 @@ class FusedJointThreshold(JointThreshold):
         super().__init__(config)
         self.compatible = _is_compatible(config)
         self.vectorized_decoding = self._use_shared_state = False
+        self._flags = _HostFlags()
 
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
         logits, input_ids = _blocks(self, forward_batch, full_logits)
         if self.penalty_lambda > 0:
             _penalise_repetition(logits, input_ids, self.penalty_lambda)
         prompt_mask = torch.stack([state["prompt_mask"] for state in states])
-        flags = torch.empty((2, *input_ids.shape), dtype=torch.bool, device=input_ids.device)
-        masked, changed = flags
-        torch.eq(input_ids, self.mask_id, out=masked)
-        masked &= ~prompt_mask
-        self._update(logits, input_ids, masked, self._closed(prompt_mask, masked, states), changed)
-        had_masks, has_changed = flags.cpu().any(dim=-1).tolist()  # the synchronisation
+        masked = (input_ids == self.mask_id) & ~prompt_mask
+        flags = self._flags.of((2, *input_ids.shape), input_ids.device)
+        flags[0].copy_(masked, non_blocking=True)
+        self._update(logits, input_ids, masked, self._closed(prompt_mask, masked, states), flags[1])
+        _wait(input_ids.device)
+        had_masks, has_changed = flags.any(dim=-1).tolist()
         for state, had_mask, has_change in zip(states, had_masks, has_changed, strict=True):
             if state["finished"]:
                 continue
@@ -117,7 +122,7 @@ class FusedJointThreshold(JointThreshold):
         return prompt_mask | rests.unsqueeze(-1)
 
     def _update(self, logits: Tensor, input_ids: Tensor, masked: Tensor, closed: Tensor, changed: Tensor) -> None:
-        """Unmask and edit, in place; `changed` (B, L) is an output."""
+        """Unmask and edit, in place; `changed` (B, L), on the host, is an output."""
         if not self.compatible:
             dllm_post_process_fused(
                 logits,
@@ -133,8 +138,29 @@ class FusedJointThreshold(JointThreshold):
         confidence, candidates = row_statistics(logits, ~closed)
         edited = ~masked & (confidence > self.edit_threshold) & (candidates != input_ids)
         unmasked = unmask(confidence, masked & ~closed, self.threshold, 1, nan_first=True)
-        torch.logical_or(unmasked, edited & ~closed, out=changed)
-        input_ids.copy_(torch.where(changed, candidates, input_ids))
+        updated = unmasked | (edited & ~closed)
+        input_ids.copy_(torch.where(updated, candidates, input_ids))
+        changed.copy_(updated, non_blocking=True)
+
+
+class _HostFlags:
+    """Memory of the host for bools that the GPU writes there itself, kept from step to step."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def of(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        elements = math.prod(shape)
+        if self._memory is None or self._memory.numel() < elements:
+            with torch.inference_mode(False):  # what is made under it can be written under it alone
+                self._memory = torch.empty(elements, dtype=torch.bool, pin_memory=device.type == "cuda")
+        return self._memory[:elements].view(shape)
+
+
+def _wait(device: torch.device) -> None:
+    """For the flags: the one synchronisation of a step."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _is_compatible(config: Any) -> bool:
