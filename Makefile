@@ -28,7 +28,7 @@ READY := $(VENV)/.ready
 SERVICE := $(VENV)-service
 
 .PHONY: help bench test sanitize test-workflows test-containers lint codegen format dashboard clean
-.PHONY: image pin-image pinned in-image remove-images commits benchmarks service
+.PHONY: image pin-image pinned in-image keep-record remove-images commits benchmarks service
 
 help:
 	@echo "make bench      check, measure, judge, add to the history, publish the dashboard"
@@ -85,7 +85,7 @@ pin-image: $(READY)
 	@$(BIN)/python container/pin.py
 
 pinned:
-	@grep -q '^ARG BASE_IMAGE=[^ ]*@sha256:[0-9a-f]\{64\}$$' Dockerfile || \
+	@grep -q '^ARG BASE_IMAGE=[^ ]*@sha256:[0-9a-f]\{64\}$$' "$(CONTEXT)/Dockerfile" || \
 		{ echo "error: the Dockerfile names the image's base without a digest: run make pin-image, and commit it" >&2; exit 2; }
 
 test-containers: $(READY)
@@ -99,6 +99,10 @@ in-image:
 	docker run --rm --init $(GPUS) --network none --cap-drop ALL \
 	    --security-opt no-new-privileges --user "$$(id -u):$$(id -g)" --volume "$(abspath $(RESULTS)):/results" \
 	    $(IMAGE) $(ARGS)
+
+# Into a folder that no container has seen.
+keep-record:
+	@container/keep.sh "$(RESULTS)/record.json" "$(KEPT)"
 
 remove-images:
 	docker image rm --force $(IMAGES)

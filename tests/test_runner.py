@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,21 @@ def test_the_environment_of_a_job_does_not_reach_the_answer(admit, tmp_path: Pat
     """A module of that name would be imported in place of Python's own."""
     (tmp_path / "json.py").write_text("raise SystemExit(0)\n")
     assert admit([], PYTHONPATH=str(tmp_path), **PULL_REQUEST)[0] == 1
+
+
+def test_a_token_that_it_may_not_read_is_none(admit) -> None:
+    """As where the folder is root's, and the repository public."""
+    code = textwrap.dedent(f"""
+        import os, runpy, pathlib
+        def closed(self): raise PermissionError(13, "closed")
+        pathlib.Path.read_text = closed
+        os.environ.update({PULL_REQUEST!r}, GITHUB_API_URL={admit.api.url!r}, GITHUB_REPOSITORY={REPOSITORY!r},
+                          GITHUB_RUN_ID="5")
+        runpy.run_path({str(RUNNER / "admit.py")!r}, run_name="__main__")
+    """)
+    admit.api.answers["actions/runs/5/approvals"] = [approval()]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "This job may run here.\n"), done.stderr
 
 
 def test_a_refusal_ends_the_worker(admit, tmp_path: Path) -> None:
@@ -187,6 +203,7 @@ def test_the_policy_holds_the_runners_and_keeps_them_from_what_is_inside() -> No
     assert policy["spec"]["podSelector"]["matchLabels"] == labels
     assert set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
     assert "ingress" not in policy["spec"]
+    assert {one["port"] for one in policy["spec"]["egress"][1]["ports"]} == {443, 80}, "80: apt's, to build the image"
     inside = policy["spec"]["egress"][1]["to"][0]["ipBlock"]["except"]
     assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"} <= set(inside)
 
@@ -204,6 +221,7 @@ def test_the_hosts_runner_starts_behind_locked_clocks_with_the_hook() -> None:
     assert "Before=gpu-runner.service" in unit("gpu-clocks.service")
     assert "ACTIONS_RUNNER_HOOK_JOB_STARTED=/usr/local/lib/gpu-runner/admit.sh" in runner
     assert "--jitconfig" in runner
+    assert "RuntimeMaxSec" not in runner, "the time that a runner waits would count, and end a job"
     assert "\nUser=gpu-runner\n" in runner
 
 

@@ -7,6 +7,7 @@ from, and goes to, files, git, GitHub and the environment of a step.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -90,11 +91,17 @@ def _verdict(options: argparse.Namespace) -> int:
     event = _event()
     head, author = event["pull_request"]["head"]["sha"], event["pull_request"]["user"]["login"]
     needs = json.loads(os.environ["NEEDS"])
-    changed = json.loads(needs.get("plan", {}).get("outputs", {}).get("changed", "[]"))
+    plan = needs.get("plan", {"result": "missing"})
+    outputs = {name: plan.get("outputs", {}).get(name) for name in ("base", "changed", "gpus")}
+    changed = json.loads(outputs["changed"] or "[]")
     jobs = {name: str(job["result"]) for name, job in needs.items()}
     base = _git(ROOT, "rev-parse", "HEAD").strip()
     asked = verdict.Asked(head, base, gpus.read((ROOT / gpus.FILE).read_text()))
     outcome = _decide(options.artefacts, asked, jobs, changed)
+    if lost := [name for name, value in outputs.items() if not value]:
+        # As GitHub drops one that holds what the log was told to mask: a commit's subject can tell it so.
+        reason = f"plan: it left no {', '.join(lost)}, so what was measured, and by what, is not known"
+        outcome = dataclasses.replace(outcome, reasons=(reason, *outcome.reasons))
     override = None
     if not outcome.green:
         override = _override_of(head, author, event["repository"]["default_branch"])
@@ -158,15 +165,19 @@ def _override(_: argparse.Namespace) -> int:
 
 
 def _whose(_: argparse.Namespace) -> int:
-    """Which pull request the event's run was for, from the event and GitHub alone. Writes `number` and `base` (the
-    merge base) to the step's outputs, empty where its head has moved on; until a report, its status is pending."""
-    run = _event()["workflow_run"]
+    """Which pull request into the default branch the event's run was for, from the event and GitHub alone. Writes
+    `number` and `base` (the merge base) to the step's outputs, empty where its head has moved on; until a report, its
+    status is pending."""
+    event = _event()
+    run, default_branch = event["workflow_run"], event["repository"]["default_branch"]
     github = GitHub.of_environment()
     head = f"{run['head_repository']['owner']['login']}:{run['head_branch']}"
     matching = [
         one
-        for one in github.get("pulls", state="open", head=head, per_page=100)
-        if one["head"]["sha"] == run["head_sha"] and one["base"]["repo"]["full_name"] == github.repository
+        for one in github.get("pulls", state="open", head=head, base=default_branch, per_page=100)
+        if one["base"]["ref"] == default_branch
+        and one["head"]["sha"] == run["head_sha"]
+        and one["base"]["repo"]["full_name"] == github.repository
     ]
     if not matching:
         _output(number="", base="")

@@ -6,9 +6,11 @@ archive's own table says that it holds that one plain file of a bearable size.
 
 from __future__ import annotations
 
+import lzma
 import stat
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from benchmarks.results import RecordError, Run, load
@@ -16,6 +18,10 @@ from benchmarks.results import RecordError, Run, load
 NAME = "record.json"
 MOST_ARTEFACTS = 16  # of one run of the workflow
 MOST_BYTES = 64 * 2**20  # of a record; one of every workload has 4 MiB
+# What zipfile raises, by what is damaged or not known to it.
+UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, OSError, EOFError
+)  # fmt: skip
 
 
 class ArtefactError(ValueError):
@@ -41,7 +47,7 @@ def _record(path: Path) -> Run:
     try:
         with zipfile.ZipFile(path) as archive:
             content = archive.read(_only_file(path, archive))  # never more than the table says, nor other than its CRC
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+    except UNREADABLE as error:
         raise ArtefactError(f"artefact {path.name!r}: no zip that can be read: {error}") from error
     with tempfile.TemporaryDirectory() as place:
         file = Path(place, NAME)

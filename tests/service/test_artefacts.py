@@ -62,6 +62,17 @@ def test_an_artefact_that_is_larger_than_its_table_says(artefact, monkeypatch) -
         artefacts.records(folder)
 
 
+def test_an_artefact_whose_stream_is_damaged(artefact) -> None:
+    folder = artefact(("record.json", b"0123456789" * 1000))
+    path = folder / "gpu-perf-test.zip"
+    content = bytearray(path.read_bytes())
+    start = 30 + len("record.json")  # behind the entry's own header
+    content[start : start + 8] = b"\xff" * 8
+    path.write_bytes(bytes(content))
+    with pytest.raises(artefacts.ArtefactError, match="no zip that can be read"):
+        artefacts.records(folder)
+
+
 def test_too_many_artefacts_and_what_is_none(artefact, tmp_path: Path) -> None:
     folder = artefact(("record.json", b"{}"))
     (folder / "gpu-perf-test.zip").write_bytes(b"no zip")

@@ -19,13 +19,15 @@ def finished(head: str, **changes: Any) -> dict[str, Any]:
     return {"action": "completed", "workflow_run": run, "repository": {"default_branch": "main"}}
 
 
-def listed(head: str, number: int = 7, repository: str = REPOSITORY) -> dict[str, Any]:
-    return {"number": number, "head": {"sha": head}, "base": {"sha": BASE, "repo": {"full_name": repository}}}
+def listed(head: str, number: int = 7, repository: str = REPOSITORY, branch: str = "main") -> dict[str, Any]:
+    base = {"sha": BASE, "ref": branch, "repo": {"full_name": repository}}
+    return {"number": number, "head": {"sha": head}, "base": base}
 
 
 def test_whose_run_it_was_is_known_from_github_alone(step) -> None:
     elsewhere = listed(HEAD, 3, "stranger/dllm-kernels")
-    step.api.answers["pulls"] = [listed("b" * 40, 5), elsewhere, listed(HEAD, 9), listed(HEAD, 7)]
+    weaker = listed(HEAD, 4, branch="old")  # whose rules are not main's
+    step.api.answers["pulls"] = [listed("b" * 40, 5), elsewhere, weaker, listed(HEAD, 9), listed(HEAD, 7)]
     step.api.answers[f"compare/{BASE}...{HEAD}"] = {"merge_base_commit": {"sha": "e" * 40}}
     assert step("whose", event=finished(HEAD))[0] == 0
     assert step.outputs() == {"number": "7", "base": "e" * 40}

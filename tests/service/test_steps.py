@@ -6,6 +6,8 @@ import json
 import os
 from typing import Any
 
+import pytest
+
 from benchmarks import results
 from benchmarks.service import _annotation, gpus
 from tests.records import make_compared
@@ -36,7 +38,8 @@ def pull_request(head: str) -> dict[str, Any]:
 
 
 def needs(gpu: str = "success", changed: list[str] | None = None) -> str:
-    plan = {"result": "success", "outputs": {"changed": json.dumps(changed or [])}}
+    outputs = {"base": "b" * 40, "gpus": "[{}]", "changed": json.dumps(changed or [])}
+    plan = {"result": "success", "outputs": outputs}
     return json.dumps({"plan": plan, "gpu": {"result": gpu, "outputs": {}}})
 
 
@@ -60,6 +63,16 @@ def test_verdict_on_a_change_of_the_judge(step, measured) -> None:
     code, summary = step("verdict", measured(), event=pull_request(measured.head), NEEDS=given)
     assert code == 1
     assert "- benchmarks/policy.py" in summary
+
+
+@pytest.mark.parametrize("lost", ["base", "gpus", "changed"])
+def test_verdict_without_an_output_of_the_plan(step, measured, lost: str) -> None:
+    """GitHub drops an output with a masked string in it, and a commit's subject in a log can have a string masked."""
+    given = json.loads(needs())
+    del given["plan"]["outputs"][lost]
+    code, summary = step("verdict", measured(), event=pull_request(measured.head), NEEDS=json.dumps(given))
+    assert code == 1
+    assert f"plan: it left no {lost}, so" in summary
 
 
 def test_verdict_without_records(step, measured) -> None:

@@ -137,7 +137,10 @@ def test_a_change_of_the_judge_is_red() -> None:
         "benchmarks/policy.py", "benchmarks/baselines/noise/x.json", ".github/workflows/ci.yml", ".github/gpus.json",
         ".ci/run", "constraints/gpu.txt", "container/entrypoint.sh", "Dockerfile", ".dockerignore", "Makefile",
         "pyproject.toml", "asv.conf.json", "dllm_kernels/reference.py", "tests/perf/test_gates.py",
-        "tests/containers/test_image.py", "Benchmarks/policy.py", "makefile",
+        "tests/containers/test_image.py", "tests/sanitizer/test_clean.py", "Benchmarks/policy.py", "makefile",
+        "GNUmakefile", "rich.py", "json/__init__.py", "Dockerfile.dockerignore", "dllm_kernels/.gitattributes",
+        ".gitattributes", "tests/conftest.py", "tests/pytest.ini", "tests/oracle.py", "Docs/Runner/admit.py",
+        "docs/runner/admit.py", "dllm_kernels/data.json", "a/Dockerfile", "dllm_kernels/a\nb.py",
     ],
 )  # fmt: skip
 def test_paths_of_the_judge(path: str) -> None:
@@ -145,7 +148,11 @@ def test_paths_of_the_judge(path: str) -> None:
 
 
 def test_paths_that_are_not_the_judges() -> None:
-    assert judge.of_the_judge(["dllm_kernels/cpu.py", "tests/test_cpu.py", "docs/kernel.md", "a/Dockerfile", ""]) == ()
+    paths = [
+        "dllm_kernels/cpu.py", "dllm_kernels/gpu/share.py", "tests/test_cpu.py", "tests/e2e/test_llada2_mini.py",
+        "docs/kernel.md", "docs/pictures/a-b.png", "CHANGELOG.md", "LICENSE", "",
+    ]  # fmt: skip
+    assert judge.of_the_judge(paths) == ()
 
 
 def test_workloads_that_nobody_asked_for_are_red_and_not_judged() -> None:

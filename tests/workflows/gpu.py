@@ -1,7 +1,7 @@
 """`python -m benchmarks` of the checkout in the working directory, on an H100 that is not there.
 
 Everything is that checkout's but the samples: every workload takes the times of the checkout's own baseline of the
-device, longer by what the measured state of the package plants in `dllm_kernels/planted.json`:
+device, longer by what the measured state of the package plants in `dllm_kernels/planted.py`:
 {"fused": 1.1, "reference": 1.0, "workloads": [...]} (all, if left out). Nothing else of the package is looked at, and
 the tenth of a percent by which processes and samples differ is drawn from the seed.
 """
@@ -30,7 +30,7 @@ DEVIATION = 0.001
 
 def planted(side: Any, workload: str, implementation: str) -> float:
     folder = Path.cwd() if side is None or side.folder is None else side.folder
-    file = folder / "dllm_kernels" / "planted.json"
+    file = folder / "dllm_kernels" / "planted.py"
     if not file.exists():
         return 1.0
     plan = json.loads(file.read_text())

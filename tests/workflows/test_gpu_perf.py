@@ -19,7 +19,7 @@ Edit = Callable[[str], str]
 
 def planted(**shares: Any) -> dict[str, Edit]:
     """A change of the package after which the GPU that is not there takes so much longer."""
-    return {"dllm_kernels/planted.json": lambda _: json.dumps(shares)}
+    return {"dllm_kernels/planted.py": lambda _: json.dumps(shares)}
 
 
 def workflow_with(**jobs: dict[str, Any]) -> dict[str, Edit]:
