@@ -18,7 +18,8 @@ def report(forge: Forge, api: Api, event: dict[str, Any], measured: Done, conclu
     base = git(forge.main, "rev-parse", "HEAD")
     files = git(forge.folder / f"fork-{number}", "diff", "--name-only", base, head).splitlines()
     compared = {"merge_base_commit": {"sha": base}, "files": [{"filename": name} for name in files]}
-    listed = {"number": number, "head": {"sha": head}, "base": {"sha": base, "repo": {"full_name": REPOSITORY}}}
+    into = {"sha": base, "ref": "main", "repo": {"full_name": REPOSITORY}}
+    listed = {"number": number, "head": {"sha": head}, "base": into}
     api.answers.update(
         {"pulls": [listed], f"pulls/{number}": {"user": {"login": "stranger"}}, f"compare/{base}...{head}": compared}
     )
