@@ -12,6 +12,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -26,12 +27,12 @@ from benchmarks.measure.bench import open_bench
 from benchmarks.workloads import WORKLOADS, EngineStep, Workload
 from dllm_kernels import integrations
 from tests.calls import DEVICE
-from tests.oracle import TOLERANCE
+from tests.engine_steps import SIZES, Confidence
 
 ROOT = Path(__file__).parent.parent
-STEPS = int(os.environ.get("ENGINE_STEPS", "10000"))
 MASK = 3
 NAMES = ("LowConfidence", "JointThreshold")
+SMALL, _ = SIZES["small"]
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +70,16 @@ def batch_of(input_ids: Tensor, prompt_mask: Tensor | None = None) -> SimpleName
 class Random:
     """Blocks and logits as decoding may meet them, and some that it should not."""
 
-    def __init__(self, seed: int, *, defects: bool) -> None:
+    def __init__(self, seed: int, *, defects: bool, vocabularies: Sequence[int] = SMALL) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.choice = random.Random(seed)
         self.defects = defects
+        self.vocabularies = vocabularies
 
     def blocks(self) -> tuple[Tensor, Tensor | None, int]:
         """Ids (B, L), prompt mask (B, L) or None, and the vocabulary."""
-        batch, length, vocab = self.choice.randint(1, 3), self.choice.choice((1, 4, 8)), self.choice.choice((8, 33, 70))
+        batch, length = self.choice.randint(1, 3), self.choice.choice((1, 4, 8))
+        vocab = self.choice.choice(self.vocabularies)
         ids = torch.randint(vocab, (batch, length), generator=self.generator)
         masked = torch.rand(batch, length, generator=self.generator) < self.choice.random()
         ids = ids.masked_fill(masked, MASK)
@@ -85,10 +88,12 @@ class Random:
 
     def logits(self, ids: Tensor, vocab: int) -> Tensor:
         """(B, L, V): sure and unsure rows, some that agree with the ids; without defects, the mask is never best."""
-        logits = torch.randn(*ids.shape, vocab, generator=self.generator) * self.choice.choice((0.5, 2.0, 8.0))
-        agrees = torch.rand(ids.shape, generator=self.generator) < self.choice.choice((0.0, 0.5, 1.0))
-        heights = 2 + 8 * torch.rand(ids.shape, generator=self.generator)
-        logits.scatter_add_(-1, ids.unsqueeze(-1), (agrees * heights).unsqueeze(-1))
+        logits = torch.randn(*ids.shape, vocab, generator=self.generator) * self.choice.choice((1.0, 2.0, 8.0))
+        is_sure = torch.rand(ids.shape, generator=self.generator) < self.choice.choice((0.0, 0.5, 1.0))
+        agrees = torch.rand(ids.shape, generator=self.generator) < 0.5
+        likely = torch.where(agrees, ids, torch.randint(vocab, ids.shape, generator=self.generator))
+        heights = math.log(vocab) - 2 + 8 * torch.rand(ids.shape, generator=self.generator)
+        logits.scatter_add_(-1, likely.unsqueeze(-1), (is_sure * heights).unsqueeze(-1))
         if not self.defects:
             logits[..., MASK] = -40.0
         elif self.choice.random() < 0.3:
@@ -100,17 +105,16 @@ class Random:
 
 
 def is_undecidable(logits: Tensor, masked: Tensor, *thresholds: float) -> bool:
-    """Whether float32 may decide otherwise than float64: at a threshold, or between the two best of a block where none
-    passes; the first threshold is that of masked positions. Rows whose confidence is NaN tie too.
+    """Whether the engine may decide otherwise than float64: at a threshold, or about the best position of a block where
+    none passes; the first threshold is that of masked positions. Rows whose confidence is NaN tie too.
     """
-    p = torch.softmax(logits.double(), dim=-1).amax(dim=-1)
-    if any(((p - threshold).abs() <= TOLERANCE).any() for threshold in thresholds):
+    confidence = Confidence(logits)
+    if any(confidence.is_near(threshold) for threshold in thresholds):
         return True
-    if masked.shape[1] == 1:
-        return False
-    falls_back = ~((p > thresholds[0]) & masked).any(dim=-1)
-    best = p.nan_to_num(nan=2.0).masked_fill(~masked, -math.inf).sort(dim=-1, descending=True).values
-    return bool((falls_back & ((best[:, 0] - best[:, 1]).abs() <= TOLERANCE)).any())
+    falls_back = masked.any(dim=-1) & ~((confidence.exact > thresholds[0]) & masked).any(dim=-1)
+    is_same = torch.eye(masked.shape[1], dtype=torch.bool, device=masked.device)
+    is_best = masked & (confidence.is_above() | ~masked.unsqueeze(1) | is_same).all(dim=-1)
+    return bool((falls_back & ~is_best.any(dim=-1)).any())
 
 
 @pytest.fixture(autouse=True)
@@ -125,11 +129,12 @@ def _one_thread():
 @pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter:UserWarning")  # in SGLang's own step
 @pytest.mark.parametrize("defects", [False, True], ids=["as it is", "compatible"])
 @pytest.mark.parametrize("name", NAMES)
-def test_random_steps(algorithms, name, defects, record_property):
+@pytest.mark.parametrize(("vocabularies", "least_steps"), SIZES.values(), ids=SIZES)
+def test_random_steps(algorithms, name, defects, vocabularies, least_steps, record_property):
     """Ids, flags and states of every step, in blocks that go on until they are done."""
-    draw = Random(seed=len(name) + defects, defects=defects)
+    draw = Random(seed=len(name) + defects, defects=defects, vocabularies=vocabularies)
     steps = band = 0
-    while steps < STEPS:
+    while steps < least_steps:
         ids, prompt_mask, vocab = draw.blocks()
         ids, prompt_mask = ids.to(DEVICE), None if prompt_mask is None else prompt_mask.to(DEVICE)
         options: dict[str, Any] = {"threshold": draw.choice.choice((0.0, 0.3, 0.9, 2.0))}
@@ -164,7 +169,26 @@ def test_random_steps(algorithms, name, defects, record_property):
                 break
     record_property("band", f"{band} of {steps} steps")
     print(f"{name}: {band} of {steps} steps undecidable")
-    assert band < steps / 20
+    assert band <= 1 + steps / 20
+
+
+def test_a_threshold_between_the_shipped_softmax_and_the_probability(algorithms):
+    """On a CPU the shipped softmax errs by 1e-4 at this vocabulary: there the fused step goes by the probability."""
+    vocab, mask_id = 157184, 156895
+    logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(0)).mul_(2).expand(4, vocab).clone()
+    logits[:, 7] = math.log(vocab) + 2 + torch.tensor(0.9).logit()
+    logits[0, 7] += 0.02  # the best: a fallback would take it alone
+    confidence = Confidence(logits.unsqueeze(0))
+    engine, exact = confidence.engine[0, 1].item(), confidence.exact[0, 1].item()
+    assert abs(engine - exact) > 1e-5
+    committed = {}
+    for name in ("LowConfidence", "FusedLowConfidence"):
+        algorithm = build(algorithms[name], mask_id=mask_id, threshold=(engine + exact) / 2)
+        batch = batch_of(torch.full((1, 4), mask_id))
+        algorithm.step(batch, logits.clone(), [None])
+        committed[name] = (batch.input_ids != mask_id).tolist()
+    assert committed["FusedLowConfidence"] == [True, *[exact > engine] * 3]
+    assert committed["LowConfidence"] == [True, *[engine > exact] * 3]
 
 
 def without_masks(states: list[Any]) -> list[Any]:
