@@ -231,15 +231,38 @@ def test_the_mode_without_a_mask_is_the_shipped_one():
     assert torch.stack(left[0]).equal(torch.stack(left[1]))
 
 
-def test_a_mask_that_is_best_is_left_by_the_shipped_scheduler_alone():
+@pytest.mark.parametrize("name", ["defaults", "sampled", "nucleus"])
+def test_a_mask_that_is_best_is_left_by_the_shipped_scheduler_alone(name):
+    options = {**OPTIONS[name], "eos_early_stop": False}  # behind the end of a sequence masks stay
     prompts = torch.full((1, 4), 9)
     masks = {}
     shipped, fused = pair(block_length=8)
     compatible = pair(block_length=8, compatible=True)[1]
     for name, scheduler in {"shipped": shipped, "compatible": compatible, "fused": fused}.items():
-        tokens, _ = generate(scheduler, Model(best=MASK), prompts, gen_length=12, block_length=8)
+        options["generator"] = torch.Generator().manual_seed(9)
+        tokens, _ = generate(scheduler, Model(best=MASK), prompts, gen_length=12, block_length=8, **options)
         masks[name] = int((tokens == MASK).sum())
     assert masks == {"shipped": 12, "compatible": 12, "fused": 0}
+
+
+def test_drawing_writes_no_logits_and_takes_a_mask_outside_the_vocabulary():
+    logits = torch.randn(2, 4, 20, generator=torch.Generator().manual_seed(6))
+    for mask in (MASK, 20):
+        _, fused = pair()
+        fused.set_timesteps(4, block_length=4)
+        output = fused.step(logits.clone(), 0, torch.full((2, 4), mask), mask_token_id=mask, temperature=1.0)
+        assert output.pred_logits.equal(logits)
+        assert (output.prev_sample != mask).sum() >= 2
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_a_row_that_cannot_be_drawn_from_ends_either_scheduler(compatible):
+    logits = torch.zeros(1, 4, 20)
+    logits[0, 2, 9] = math.nan
+    for scheduler in pair(compatible=compatible):
+        scheduler.set_timesteps(4, block_length=4)
+        with pytest.raises(RuntimeError, match="probability tensor contains either `inf`, `nan` or element < 0"):
+            scheduler.step(logits, 0, torch.full((1, 4), MASK), mask_token_id=MASK, temperature=1.0)
 
 
 def test_nan_comes_first_in_the_shipped_scheduler_alone():

@@ -8,6 +8,7 @@ several times for every sequence of the batch. What the pipeline itself waits fo
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,12 +29,13 @@ from diffusers.schedulers.scheduling_block_refinement import (  # noqa: E402
 class FusedBlockRefinementScheduler(BlockRefinementScheduler):
     """`BlockRefinementScheduler`, fused: the same arguments, outputs and tokens.
 
-    Greedy decoding with a mask token is fused. Sampling (a temperature above zero) finds tokens as the shipped
-    scheduler does, and commits them without its synchronisations; the mode without a mask token is the shipped one.
+    Greedy decoding with a mask token is fused. Sampling (a temperature above zero) draws tokens by the shipped
+    scheduler's code, from all but the mask, and commits them without its synchronisations; the mode without a mask
+    token is the shipped one.
 
     Args:
-        compatible: follow the shipped scheduler in its defects too: the mask token may be chosen, and rows that hold
-            NaN are committed first. The other arguments are the shipped scheduler's.
+        compatible: follow the shipped scheduler in its defects too: the mask token may be chosen or drawn, and rows
+            that hold NaN are committed first. The other arguments are the shipped scheduler's.
     """
 
     @register_to_config
@@ -100,7 +102,7 @@ class FusedBlockRefinementScheduler(BlockRefinementScheduler):
         is_sampled = sampling_method == "multinomial" or (sampling_method == "auto" and temperature != 0.0)
         if temperature < 0 or (is_sampled and temperature != 0.0):
             tokens, confidence = self._sample_from_logits(
-                model_output,
+                model_output if compatible else _without_token(model_output, mask_token_id),
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
@@ -145,3 +147,12 @@ class FusedBlockRefinementScheduler(BlockRefinementScheduler):
         came_now = ((sampled_tokens == eos_token_id) & final_transfer).any(dim=-1)
         finished |= came_now & (first_end >= prompt_length) & (first_end < nowhere) & (first_mask > first_end)
         return finished
+
+
+def _without_token(logits: Tensor, token: int) -> Tensor:
+    """Logits from which that token is not drawn: a copy, unless it lies outside the vocabulary."""
+    if not 0 <= token < logits.shape[-1]:
+        return logits
+    others = logits.clone()
+    others[..., token] = -math.inf
+    return others
