@@ -10,6 +10,7 @@ import copy
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -328,10 +329,16 @@ def test_sglang_finds_the_plug_in(algorithms, tmp_path):
     assert done.stdout.splitlines()[-1].count("FusedLowConfidence") == 2
 
 
-def test_another_version_is_refused(monkeypatch):
-    monkeypatch.setattr(integrations.metadata, "version", lambda _name: "0.5.99")
-    with pytest.raises(RuntimeError, match=r"sglang: expected version 0.5.23, which .* found 0.5.99"):
+@pytest.mark.parametrize("found", ["0.5.99", "0.5.23.post1", "0.5.23.post1+cu130"])
+def test_another_version_is_refused(monkeypatch, found):
+    monkeypatch.setattr(integrations.metadata, "version", lambda _name: found)
+    with pytest.raises(RuntimeError, match=rf"sglang: expected version 0.5.23, which .* found {re.escape(found)}:"):
         integrations.require("sglang", ("0.5.23",))
+
+
+def test_any_build_of_a_version_that_was_tested_is_taken(monkeypatch):
+    monkeypatch.setattr(integrations.metadata, "version", lambda _name: "0.5.23+cu130")
+    integrations.require("sglang", ("0.5.23",))
 
 
 def test_an_engine_that_is_missing():

@@ -18,7 +18,8 @@ from dllm_kernels import dllm_post_process_fused
 
 
 def require(distribution: str, tested: Sequence[str]) -> None:
-    """See that an engine is installed, in a version that its module was tested with.
+    """See that an engine is installed, in a version that its module was tested with; of which build (0.5.23+cu130) does
+    not matter.
 
     Raises:
         RuntimeError: it is not; the message names the version found and those tested.
@@ -28,7 +29,7 @@ def require(distribution: str, tested: Sequence[str]) -> None:
         found = metadata.version(distribution)
     except metadata.PackageNotFoundError:
         raise RuntimeError(f"{expected}; it is not installed: pip install 'dllm-kernels[{distribution}]'") from None
-    if found not in tested:
+    if found.partition("+")[0] not in tested:
         raise RuntimeError(f"{expected}; found {found}: pip install 'dllm-kernels[{distribution}]'")
 
 
