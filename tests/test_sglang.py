@@ -282,6 +282,14 @@ def test_ids_are_updated_where_they_are(algorithms, name):
     assert (ids != MASK).any()
 
 
+@pytest.mark.parametrize("compatible", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_without_requests(algorithms, name, compatible):
+    algorithm = build(algorithms[f"Fused{name}"], compatible=compatible)
+    batch = batch_of(torch.empty(0, 4, dtype=torch.int64, device=DEVICE))
+    assert algorithm.step(batch, torch.empty(0, 20, device=DEVICE), algorithm.init_step_state(batch)) == []
+
+
 def test_replacing_the_shipped_ones(algorithms, monkeypatch):
     sglang = plugin()
     shipped = dict(algorithms)

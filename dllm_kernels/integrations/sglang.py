@@ -92,6 +92,8 @@ class FusedJointThreshold(JointThreshold):
         self._flags = _HostFlags()
 
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
+        if not states:
+            return []
         logits, input_ids = _blocks(self, forward_batch, full_logits)
         if self.penalty_lambda > 0:
             _penalise_repetition(logits, input_ids, self.penalty_lambda)
