@@ -241,6 +241,21 @@ def test_the_configuration_is_read_as_shipped(algorithms, name):
         build(fused, compatible="yes")
 
 
+KEYS = {
+    "LowConfidence": ("threshold",),
+    "JointThreshold": ("threshold", "edit_threshold", "max_post_edit_steps", "penalty_lambda"),
+}
+
+
+@pytest.mark.parametrize("value", [math.nan, True, False, None, "0.5", [0.5]])
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in KEYS.items() for key in keys])
+def test_what_is_no_number_ends_the_start_of_a_server(algorithms, name, key, value):
+    got = re.escape(repr(value))
+    with pytest.raises(TypeError, match=rf"^{key}: expected a number in the .* configuration; got {got}$"):
+        build(algorithms[f"Fused{name}"], **{key: value})
+    build(algorithms[f"Fused{name}"], **{key: 1})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_mask_that_is_best_stalls_the_shipped_step_alone(algorithms, name):
     logits = torch.zeros(4, 20)

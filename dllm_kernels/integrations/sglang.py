@@ -49,6 +49,7 @@ class FusedLowConfidence(LowConfidence):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        _check_numbers(threshold=self.threshold)
         self.compatible = _is_compatible(config)
         self._flags = _HostFlags()
 
@@ -87,6 +88,12 @@ class FusedJointThreshold(JointThreshold):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        _check_numbers(
+            threshold=self.threshold,
+            edit_threshold=self.edit_threshold,
+            max_post_edit_steps=self.max_post_edit_steps,
+            penalty_lambda=self.penalty_lambda,
+        )
         self.compatible = _is_compatible(config)
         self.vectorized_decoding = self._use_shared_state = False
         self._flags = _HostFlags()
@@ -170,6 +177,13 @@ def _is_compatible(config: Any) -> bool:
     if not isinstance(compatible, bool):
         raise TypeError(f"compatible: expected true or false in the algorithm's configuration; got {compatible!r}")
     return compatible
+
+
+def _check_numbers(**configured: object) -> None:
+    """When the server starts: at the first request, what cannot be compared with would end SGLang's scheduler."""
+    for key, value in configured.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise TypeError(f"{key}: expected a number in the algorithm's configuration; got {value!r}")
 
 
 def _blocks(owner: Any, forward_batch: Any, full_logits: Tensor) -> tuple[Tensor, Tensor]:
