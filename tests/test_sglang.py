@@ -7,6 +7,7 @@ build of several gigabytes. No server runs here.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import os
 import random
@@ -305,18 +306,26 @@ def test_a_batch_without_requests(algorithms, name, compatible):
     assert algorithm.step(batch, torch.empty(0, 20, device=DEVICE), algorithm.init_step_state(batch)) == []
 
 
-def test_replacing_the_shipped_ones(algorithms, monkeypatch):
+def test_replacing_the_shipped_ones(algorithms, monkeypatch, caplog):
     sglang = plugin()
     shipped = dict(algorithms)
+    caplog.set_level(logging.INFO)
     try:
         monkeypatch.setenv(sglang.REPLACE, "yes")
+        for name in NAMES:
+            del algorithms[f"Fused{name}"]
         with pytest.raises(ValueError, match="DLLM_KERNELS_REPLACE_SHIPPED: expected 0 or 1; got 'yes'"):
             sglang.register()
+        assert algorithms == shipped
         monkeypatch.setenv(sglang.REPLACE, "0")
         sglang.register()
         assert algorithms == shipped
+        assert caplog.messages == []
         monkeypatch.setenv(sglang.REPLACE, "1")
         sglang.register()
+        assert caplog.messages == [
+            f"DLLM_KERNELS_REPLACE_SHIPPED=1: {name} is dllm-kernels' Fused{name}" for name in NAMES
+        ]
         assert {name: algorithms[name].__name__ for name in NAMES} == {name: f"Fused{name}" for name in NAMES}
         assert algorithms["JointThresholdInDel"] is shipped["JointThresholdInDel"]
     finally:
@@ -343,13 +352,22 @@ def test_sglang_finds_the_plug_in(algorithms, tmp_path):
     command = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--target", str(tmp_path), str(ROOT)], check=True)
     program = INSTALLED.format(target=str(tmp_path), root=str(ROOT))
-    environment = {**os.environ, "DLLM_KERNELS_REPLACE_SHIPPED": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Executed general plugin: dllm_kernels" in done.stdout
-    assert done.stdout.splitlines()[-1].count("FusedLowConfidence") == 2
+
+    def output(replace: str) -> str:
+        environment = {**os.environ, "DLLM_KERNELS_REPLACE_SHIPPED": replace}
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    told = output("1")
+    assert "LowConfidence is dllm-kernels' FusedLowConfidence" in told
+    assert "Executed general plugin: dllm_kernels" in told
+    assert told.splitlines()[-1].count("FusedLowConfidence") == 2
+    told = output("true")
+    assert "Failed to execute general plugin: dllm_kernels" in told
+    assert told.splitlines()[-1].count("FusedLowConfidence") == 1
 
 
 @pytest.mark.parametrize("found", ["0.5.99", "0.5.23.post1", "0.5.23.post1+cu130"])

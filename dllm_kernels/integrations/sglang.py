@@ -7,6 +7,7 @@ and one synchronisation, the flags that `step` has to return. How to switch it o
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -25,23 +26,28 @@ from sglang.srt.dllm import algorithm  # noqa: E402
 from sglang.srt.dllm.algorithm.joint_threshold import JointThreshold  # noqa: E402
 from sglang.srt.dllm.algorithm.low_confidence import LowConfidence  # noqa: E402
 
+logger = logging.getLogger(__name__)
 REPLACE = "DLLM_KERNELS_REPLACE_SHIPPED"  # environment variable: 1 puts these classes in the shipped ones' place
 
 
 def register() -> None:
     """Add the algorithms to those that SGLang knows; if the environment variable `REPLACE` is 1, under the shipped
-    names as well.
+    names as well, which SGLang's log then tells.
 
     Raises:
-        ValueError: the variable is neither 0 nor 1.
+        ValueError: the variable is neither 0 nor 1. The algorithms are known by their own names all the same.
     """
+    fused_classes = (FusedLowConfidence, FusedJointThreshold)
+    for fused in fused_classes:
+        algorithm.algo_name_to_cls[fused.__name__] = fused
     replace = os.environ.get(REPLACE) or "0"
     if replace not in ("0", "1"):
         raise ValueError(f"{REPLACE}: expected 0 or 1; got {replace!r}")
-    for fused in (FusedLowConfidence, FusedJointThreshold):
-        algorithm.algo_name_to_cls[fused.__name__] = fused
-        if replace == "1":
-            algorithm.algo_name_to_cls[fused.__name__.removeprefix("Fused")] = fused
+    if replace == "1":
+        for fused in fused_classes:
+            shipped = fused.__name__.removeprefix("Fused")
+            algorithm.algo_name_to_cls[shipped] = fused
+            logger.info("%s=1: %s is dllm-kernels' %s", REPLACE, shipped, fused.__name__)
 
 
 class FusedLowConfidence(LowConfidence):
