@@ -16,6 +16,7 @@ import subprocess
 import sys
 import types
 import zipfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,8 @@ _SGLANG_STAND_INS = {
 
 
 class NotFetchedError(RuntimeError):
-    """No package registry that can be reached has the wheel; the message says what pip said."""
+    """An engine is not here: no package registry that can be reached has the wheel, and the message says what pip said,
+    or it is for the user to install."""
 
 
 def fetch_sglang() -> Path:
@@ -77,10 +79,10 @@ def fetch_sglang() -> Path:
     return folder
 
 
-def is_installed() -> bool:
-    """Whether SGLang itself is here, and nothing has to be fetched."""
+def is_installed(engine: str) -> bool:
+    """Whether the engine itself is here, and nothing has to be fetched."""
     try:
-        metadata.version("sglang")
+        metadata.version(engine)
     except metadata.PackageNotFoundError:
         return False
     return True
@@ -88,7 +90,7 @@ def is_installed() -> bool:
 
 def load_sglang() -> types.ModuleType:
     """`sglang.srt.dllm.algorithm`: of the installed SGLang, or else of its wheel, among stand-ins."""
-    if not is_installed():
+    if not is_installed("sglang"):
         folder = fetch_sglang()
         sys.path.append(str(folder))
         for name, attributes in _SGLANG_STAND_INS.items():
@@ -113,33 +115,109 @@ def _sglang_algorithm(name: str, block_size: int, mask_id: int, threshold: float
         block_size=block_size,
         mask_id=mask_id,
         first_done_first_out_mode=True,
-        algorithm_config={"threshold": threshold},
+        algorithm_config={"threshold": threshold, "edit_threshold": threshold},
     )
     return known[name](config)
 
 
 def _sglang_step(
-    name: str, logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float, prompt_mask: Tensor | None = None
+    name: str,
+    logits: Tensor,
+    input_ids: Tensor,
+    mask_id: int,
+    threshold: float,
+    states: list[Any],
+    prompt_mask: Tensor | None = None,
 ) -> None:
     batch, block_size, vocab = logits.shape
     if str(logits.dtype) != "torch.float32":
         raise ValueError(f"logits: expected float32, the only dtype that SGLang passes; got {logits.dtype}")
     forward_batch = types.SimpleNamespace(batch_size=batch, input_ids=input_ids.view(-1), dllm_prompt_mask=prompt_mask)
     step = _sglang_algorithm(name, block_size, mask_id, threshold).step
-    step(forward_batch, logits.view(-1, vocab), [None] * batch)
+    step(forward_batch, logits.view(-1, vocab), states)
 
 
 def sglang_low_confidence(
     logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float, prompt_mask: Tensor | None = None
 ) -> None:
     """The step of SGLang's `LowConfidence`, with the flags that it returns."""
-    _sglang_step("LowConfidence", logits, input_ids, mask_id, threshold, prompt_mask)
+    _sglang_step("LowConfidence", logits, input_ids, mask_id, threshold, [None] * len(logits), prompt_mask)
 
 
 def fused_in_sglang(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
     """The step of the plug-in's `FusedLowConfidence`, with the flags that it returns."""
-    _sglang_step("FusedLowConfidence", logits, input_ids, mask_id, threshold)
+    _sglang_step("FusedLowConfidence", logits, input_ids, mask_id, threshold, [None] * len(logits))
+
+
+def sglang_joint_threshold(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
+    """The step of SGLang's `JointThreshold`, the first of blocks that hold no prompt; edits above `threshold` too."""
+    _sglang_step("JointThreshold", logits, input_ids, mask_id, threshold, _joint_states(input_ids))
+
+
+def fused_joint_in_sglang(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
+    """The step of the plug-in's `FusedJointThreshold`, on the same terms."""
+    _sglang_step("FusedJointThreshold", logits, input_ids, mask_id, threshold, _joint_states(input_ids))
+
+
+def _joint_states(input_ids: Tensor) -> list[Any]:
+    """What `init_step_state` makes for blocks without a prompt, but for their masks, which no step changes."""
+    prompt_masks = _no_prompt(input_ids.shape, input_ids.device)
+    return [{"post_edit_steps": 0, "finished": False, "prompt_mask": prompt_mask} for prompt_mask in prompt_masks]
+
+
+@functools.cache
+def _no_prompt(shape: tuple[int, int], device: Any) -> tuple[Tensor, ...]:
+    import torch
+
+    return torch.zeros(shape, dtype=torch.bool, device=device).unbind()
+
+
+@functools.cache
+def _diffusers_scheduler(name: str, block_length: int, device: Any) -> Any:
+    module = "dllm_kernels.integrations.diffusers" if name.startswith("Fused") else "diffusers"
+    scheduler = getattr(importlib.import_module(module), name)()
+    scheduler.set_timesteps(block_length, device=device, block_length=block_length)  # so one commit a step at least
+    return scheduler
+
+
+def _diffusers_step(name: str, logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
+    scheduler = _diffusers_scheduler(name, input_ids.shape[1], input_ids.device)
+    output = scheduler.step(
+        logits, 0, input_ids, mask_token_id=mask_id, threshold=threshold, editing_threshold=threshold
+    )
+    input_ids.copy_(output.prev_sample)  # as the pipeline does, into the sequence
+
+
+def diffusers_block_refinement(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
+    """The step of diffusers' `BlockRefinementScheduler`; edits above `threshold` too."""
+    _diffusers_step("BlockRefinementScheduler", logits, input_ids, mask_id, threshold)
+
+
+def fused_in_diffusers(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
+    """The step of the plug-in's `FusedBlockRefinementScheduler`, on the same terms."""
+    _diffusers_step("FusedBlockRefinementScheduler", logits, input_ids, mask_id, threshold)
+
+
+# By the name that workloads begin with: the plug-in's step, and the one that the engine ships.
+STEPS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
+    "sglang": (fused_in_sglang, sglang_low_confidence),
+    "sglang-joint": (fused_joint_in_sglang, sglang_joint_threshold),
+    "diffusers": (fused_in_diffusers, diffusers_block_refinement),
+}
+
+
+def fetch(step: str) -> None:
+    """See that the engine of that step is here.
+
+    Raises:
+        NotFetchedError: it is not, and pip could not get it, or is not asked to.
+    """
+    if step == "diffusers":
+        if not is_installed("diffusers"):
+            raise NotFetchedError("diffusers is not installed: pip install --group engines")
+    elif not is_installed("sglang"):
+        fetch_sglang()
 
 
 if __name__ == "__main__":
-    print(f"SGLang {SGLANG}: {'installed' if is_installed() else fetch_sglang()}")
+    print(f"SGLang {SGLANG}: {'installed' if is_installed('sglang') else fetch_sglang()}")

@@ -3,7 +3,7 @@
 A name is BxLxV-dtype-share: blocks, positions a block, vocabulary, dtype of the logits, percent of positions masked.
 With `-warm` every call reads the same logits, which then lie in the cache, as right after the model has written them.
 `decode-` before it stands for whole sequences instead of one call: see `Decoding`; an engine's name for its step, of
-which the call is a part: see `EngineStep`.
+which the call is a part: see `EngineStep` (`sglang-`: LowConfidence; `sglang-joint-`: JointThreshold; `diffusers-`).
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ class Decoding:
 @dataclass(frozen=True)
 class EngineStep:
     """The step of an engine that decodes with the plug-in, flags for the host included. The reference is the step that
-    the engine ships (`benchmarks.engines`)."""
+    the engine ships (`benchmarks.engines`). Steps that edit do so above THRESHOLD."""
 
-    engine: str
+    engine: str  # with the algorithm, where it has several: a key of `benchmarks.engines.STEPS`
     call: Workload  # that the step makes, or does in its own way
     clocks: ClassVar[frozenset[str]] = frozenset({"device_us", "call_us"})  # it waits, so no graph can hold it
     needs_gpu: ClassVar[bool] = True  # what engines run on
@@ -114,12 +114,17 @@ class EngineStep:
         return self.call.mask_id
 
     @property
+    def edits(self) -> bool:
+        """Whether tokens that are there already may change, so that every position is read."""
+        return self.engine != "sglang"
+
+    @property
     def logits_bytes(self) -> int:
         return self.call.logits_bytes
 
     @property
     def bytes_read(self) -> int:
-        return self.call.bytes_read
+        return self.logits_bytes if self.edits else self.call.bytes_read
 
 
 AnyWorkload = Workload | Decoding | EngineStep

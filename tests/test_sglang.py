@@ -23,10 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import engines, measure
-from benchmarks.measure import engine_bench
-from benchmarks.measure.bench import open_bench
-from benchmarks.workloads import WORKLOADS, EngineStep, Workload
+from benchmarks import engines
 from dllm_kernels import integrations
 from tests.calls import DEVICE
 from tests.engine_steps import SIZES, Confidence
@@ -407,53 +404,6 @@ def test_the_steps_as_peers(algorithms):
     assert not left[0].equal(ids)
     with pytest.raises(ValueError, match="logits: expected float32, the only dtype that SGLang passes; got .*bfloat16"):
         engines.sglang_low_confidence(logits.bfloat16(), ids, 50, 0.3)
-
-
-STEP = EngineStep("sglang", Workload(2, 4, 70, "fp32", 50))
-
-
-@pytest.fixture
-def step_bench(algorithms, monkeypatch):
-    monkeypatch.setitem(WORKLOADS, STEP.name, STEP)
-    return open_bench(STEP.name, seed=0)
-
-
-def test_the_steps_as_a_workload(step_bench):
-    assert STEP.name == "sglang-2x4x70-fp32-50"
-    checked = step_bench.check()
-    assert checked["passed"], checked
-    assert checked["digest"] != open_bench(STEP.name, seed=1).check()["digest"]
-    assert set(step_bench.warm_up()) == {"fused", "reference"}
-    assert step_bench.begin("call_us") == ["fused", "reference"]
-    assert len(step_bench.sample("reference", 3)) == 3
-    step_bench.end()
-    step_bench.close()
-
-
-@pytest.mark.parametrize("name", ["fused", "reference"])
-def test_a_step_that_leaves_other_ids_fails_the_check(step_bench, name):
-    honest = step_bench.implementations[name]
-    step_bench.implementations[name] = lambda logits, ids, mask_id, _: honest(logits, ids, mask_id, 0.001)
-    checked = step_bench.check()
-    assert not checked["passed"]
-    assert checked["detail"].startswith(f"{name}: ")
-
-
-def test_a_package_without_the_plug_in_is_not_measured_if_it_is_the_base(step_bench, monkeypatch):
-    monkeypatch.setattr(engine_bench, "PLUG_IN", "dllm_kernels.nothing.sglang")
-    reply = open_bench(STEP.name, seed=0).check()
-    assert (reply["passed"], reply["absent"]) == (False, True)
-
-
-def test_an_engine_that_cannot_be_fetched_ends_the_run_before_it_begins(monkeypatch):
-    def unreachable():
-        raise engines.NotFetchedError("pip could not fetch sglang")
-
-    monkeypatch.setattr(engines, "fetch_sglang", unreachable)
-    monkeypatch.setattr(engines, "is_installed", lambda: False)
-    monkeypatch.setattr(measure, "_start", lambda *_: pytest.fail("a process was started"))
-    with pytest.raises(engines.NotFetchedError):
-        measure.measure([STEP])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -106,8 +106,8 @@ def measure(
         RuntimeError: an engine that is asked for cannot be fetched; a worker failed, and the message holds what it
             printed; or what is measured changed meanwhile.
     """
-    if any(isinstance(workload, workloads.EngineStep) for workload in chosen) and not engines.is_installed():
-        engines.fetch_sglang()  # here, where no worker fetches it too
+    for step in {workload.engine for workload in chosen if isinstance(workload, workloads.EngineStep)}:
+        engines.fetch(step)  # here, where no worker fetches it too
     sides = {"head": head} if base is None else {"head": head, "base": base}
     gpu = machine.Gpu(uuid) if (uuid := nursery().gpu_uuid) else None
     with ExitStack() as stack:
