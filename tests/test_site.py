@@ -18,11 +18,11 @@ import pytest
 from benchmarks import __main__ as cli
 from benchmarks import gate, results, session, site, stats
 from benchmarks.history.changes import changes
-from benchmarks.history.points import Point, Series
+from benchmarks.history.points import Point, Series, read
 from benchmarks.history.survey import survey
 from benchmarks.policy import Policy
 from benchmarks.results import Noise, NoiseRecord
-from benchmarks.site import bends, command, commits, drawing, overview, units
+from benchmarks.site import bends, command, commits, drawing, explorer, overview, units
 from benchmarks.site.commits import Commit
 from benchmarks.site.curves import Curve, State
 from benchmarks.site.overview import Verdict
@@ -352,18 +352,11 @@ def result(**changes: object) -> dict:
     [
         ("[]", "expected a JSON object"),
         ("{", "Expecting"),
-        (json.dumps(result(version=1)), "asv update"),
+        (json.dumps(result(version=3)), "format 2"),
         (json.dumps(result(commit_hash=None)), "commit_hash"),
         (json.dumps(result(params={"machine": "other"})), "is of other"),
-        (json.dumps(result(results={"b": [[1.0], [["1", "2"]]]})), "expected 2 values of result"),
-        (json.dumps(result(results={"b": 7})), "columns"),
-        (json.dumps(result(results={"b": [[1.0]]})), "expected lists of parameters"),
-        (json.dumps(result(results={"b": [[1.0], None]})), "expected lists of parameters"),
-        (json.dumps(result(results={"b": [[1.0, 2.0], [[1, None]]]})), "in words"),
-        (json.dumps(result(results={"b": None})), "columns"),
-        (json.dumps(result(results={"b": [["n/a", 2.0], [["1", "2"]]]})), "expected numbers as result"),
-        (json.dumps(result(results={"b": [[10**400, 2.0], [["1", "2"]]]})), "expected numbers as result"),
-        (json.dumps(result(requirements=None)), "requirements"),
+        (json.dumps(result(requirements=["numpy"])), "requirements"),
+        (json.dumps(result(result_columns=["params"])), "no result"),
         (json.dumps(result(result_columns=["result", "params", "colour"])), "colour"),
     ],
 )
@@ -378,6 +371,75 @@ def test_a_damaged_file_is_named_with_its_reason_and_the_rest_is_sound(
     ((path, why),) = found.damaged
     assert path == tmp_path / "m" / "bad.json"
     assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ([[1.0], [["1", "2"]]], "expected 2 values of result"),
+        (7, "columns"),
+        ([], "expected a result"),
+        ([[1.0]], "expected lists of parameters"),
+        ([[1.0], None], "expected lists of parameters"),
+        ([[1.0, 2.0], [[1, None]]], "in words"),
+        (None, "columns"),
+        ([["n/a", 2.0], [["1", "2"]]], "expected numbers as result"),
+        ([[True, 2.0], [["1", "2"]]], "expected numbers as result"),
+        ([[10**400, 2.0], [["1", "2"]]], "expected numbers as result"),
+    ],
+)
+def test_of_a_benchmark_that_cannot_be_read_the_rest_of_its_file_is_shown(
+    tmp_path: Path, row: object, reason: str
+) -> None:
+    machine_file(tmp_path, {"machine": "m", "version": 1})
+    path = tmp_path / "m" / "some.json"
+    path.write_text(json.dumps(result(results={"b": row, "c": [[3.0], []]}, requirements=None)))
+    found = survey(tmp_path, ["a" * 40])
+    assert found.damaged == []
+    ((of, why),) = found.faulty
+    assert of == path
+    assert why.startswith("b: ")
+    assert reason in why
+    points = read(tmp_path, found, ["a" * 40])
+    assert [(one.benchmark, values[0].value) for one, values in points.items()] == [("c", 3.0)]
+
+
+def test_files_of_an_older_format_are_not_called_damaged(tmp_path: Path) -> None:
+    history = make(tmp_path, commits=3, benchmarks=OTHERS[1:])
+    for path in history.results.glob(f"*/{history.commits[0][:8]}*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "version": 1}))
+    words = Page(site.build(history.results, history.repository, tmp_path / "site")).words
+    assert "1 file of an older format, which asv update converts" in words
+    assert "damaged" not in words
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), 1.7e308])
+def test_values_in_which_asv_would_search_for_ever_are_gaps(tmp_path: Path, value: float) -> None:
+    history = make(tmp_path, commits=30, benchmarks=OTHERS[1:])
+    for number, commit in enumerate(history.commits[10:16]):
+        path = history.results / MACHINES[0] / f"{commit[:8]}-shared-py3.json"
+        content = json.loads(path.read_text())
+        content["results"]["loading.peakmem_load"][0] = [value * (-1) ** (number // 2)]
+        path.write_text(json.dumps(content))
+    page = site.build(history.results, history.repository, tmp_path / "site")
+    assert data_of(page.parent, "peakmem_load")["values"][9:17].count(None) == 6
+
+
+def test_asv_that_does_not_end_is_ended_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = make(tmp_path, commits=2, benchmarks=OTHERS[1:])
+    stuck = tmp_path / "asv.py"
+    stuck.write_text(
+        "import subprocess, time; child = subprocess.Popen(['sleep', '600'])\n"
+        f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid)); time.sleep(600)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(explorer, "LONGEST_S", 2)
+    with pytest.raises(RuntimeError, match="had not ended after 2 s"):
+        site.build(history.results, history.repository, tmp_path / "site")
+    state = subprocess.run(
+        ["ps", "-o", "stat=", (tmp_path / "child").read_text()], capture_output=True, text=True, check=False
+    ).stdout
+    assert state.strip() in ("", "Z")
 
 
 def test_a_file_beside_a_result_that_is_damaged_is_named_too(tmp_path: Path) -> None:

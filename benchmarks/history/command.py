@@ -61,8 +61,10 @@ def _history(options: argparse.Namespace) -> int:
     commits = commits_of(options.repository, options.branch)
     surveyed = survey(options.results, commits)
     points = read(options.results, surveyed, commits)
-    for path, reason in surveyed.damaged:
+    for path, reason in [*surveyed.damaged, *surveyed.faulty]:
         print(f"{path}: left out, {reason}", file=sys.stderr)
+    if surveyed.older:
+        print(f"{len(surveyed.older)} results are of an older format: `asv update` converts them", file=sys.stderr)
     found = bent(points, commits, left_out(asv_config(options.repository, options.results)))
     if options.since is not None:
         (since, *_) = reversed(commits_of(options.repository, options.since))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.history.machine import noted
-from benchmarks.history.survey import Survey
+from benchmarks.history.survey import Survey, sound_content
 
 CONFIG = "asv.conf.json"
 
@@ -47,31 +47,31 @@ class Point:
 
 def read(results: Path, found: Survey, commits: Sequence[str]) -> dict[Series, list[Point]]:
     """Every series of what is sound in a folder of asv's results, its points in the order of `commits`."""
-    from asv.results import Results
-
     meta = _benchmarks(results)
     order = {commit: number for number, commit in enumerate(commits)}
     series: dict[Series, dict[str, Point]] = {}
     for name, paths in sorted(found.sound.items()):
         for path in paths:
-            result, environment = Results.load(str(path)), noted(path)
-            for one, value, stats in _values(result, meta, name if len(found.sound) > 1 else ""):
-                point = Point(result.commit_hash, _number(value), *_interval(stats), environment)
-                series.setdefault(one, {})[result.commit_hash] = point
+            content, environment = sound_content(path)[0], noted(path)
+            commit = content["commit_hash"]
+            for one, value, interval in _values(content, meta, name if len(found.sound) > 1 else ""):
+                series.setdefault(one, {})[commit] = Point(commit, value, *interval, environment)
     return {one: sorted(points.values(), key=lambda point: order[point.commit]) for one, points in series.items()}
 
 
-def _values(result: Any, meta: dict[str, Any], environment: str) -> Iterator[tuple[Series, Any, Any]]:
-    """Each series of one of asv's results, with its value and statistics."""
-    for name in result.get_all_result_keys():
-        about = meta.get(name, {})
+def _values(
+    content: dict[str, Any], meta: dict[str, Any], environment: str
+) -> Iterator[tuple[Series, float | None, tuple[float | None, float | None]]]:
+    """Each series of one of asv's results, with its value and interval."""
+    for name, row in content["results"].items():
+        about, cells = meta.get(name, {}), dict(zip(content["result_columns"], row, strict=False))
         unit, less_is_better = str(about.get("unit") or ""), bool(about.get("less_is_better", True))
-        parameters = result.get_result_params(name)
-        every = itertools.product(*parameters)
-        values, stats = result.get_result_value(name, parameters), result.get_result_stats(name, parameters)
-        for chosen, value, known in zip(every, values, stats, strict=True):
+        columns = [cells.get(column) for column in ("result", "stats_ci_99_a", "stats_ci_99_b")]
+        for number, chosen in enumerate(itertools.product(*cells["params"])):
+            value, low, high = (None if column is None else _number(column[number]) for column in columns)
             texts = tuple(text.strip("'") for text in chosen)
-            yield Series(result.params["machine"], name, texts, unit, less_is_better, environment), value, known
+            one = Series(content["params"]["machine"], name, texts, unit, less_is_better, environment)
+            yield one, value, (low, high)
 
 
 def _benchmarks(results: Path) -> dict[str, Any]:
@@ -80,14 +80,9 @@ def _benchmarks(results: Path) -> dict[str, Any]:
     return {name: about for name, about in found.items() if isinstance(about, dict)}
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _interval(stats: dict[str, Any] | None) -> tuple[float | None, float | None]:
-    """asv writes infinite bounds where there were too few samples."""
-    known = stats or {}
-    return _number(known.get("ci_99_a")), _number(known.get("ci_99_b"))
+def _number(value: float | None) -> float | None:
+    """asv writes NaN for a parameter that was not asked for, and infinite bounds where there were too few samples."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def asv_config(repository: Path, results: Path) -> dict[str, Any]:

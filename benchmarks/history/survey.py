@@ -1,10 +1,12 @@
-"""Which of asv's result files, of any project, can be read: sound ones of commits on the branch; others are told."""
+"""Which of asv's results, of any project, can be read: sound files of commits on the branch, and of those the rows that
+hold what asv writes; others are told."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,8 @@ WANTED: dict[str, Any] = {
     "date": (int, float),
     "env_name": str,
     "python": str,
-    "requirements": dict,
 }
+LARGEST = 1e100  # of a value: sums of larger ones overflow, and asv's search for steps in infinite values never ends
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Survey:
 
     sound: dict[str, list[Path]] = field(default_factory=dict)  # by asv's environment: another one is another series
     damaged: list[tuple[Path, str]] = field(default_factory=list)  # with the reason
+    faulty: list[tuple[Path, str]] = field(default_factory=list)  # benchmarks that are left out of sound files, and why
+    older: list[Path] = field(default_factory=list)  # sound, as far as one can see, in a format that asv reads no more
     strays: dict[str, list[str]] = field(default_factory=dict)  # machines by commit that is not on the branch
     machines: list[str] = field(default_factory=list)
 
@@ -64,13 +68,33 @@ def survey(results: Path, commits: Sequence[str]) -> Survey:
 
 def _sort_in(found: Survey, path: Path, known: set[str]) -> None:
     content, fault = _read(path)
+    if content.get("version") == 1:
+        found.older.append(path)
+        return
     fault = fault or _fault(content, path.parent.name) or _fault_beside(path)
     if fault:
         found.damaged.append((path, fault))
     elif content["commit_hash"] in known:
         found.sound.setdefault(content["env_name"], []).append(path)
+        found.faulty += [(path, reason) for reason in _faults(content).values()]
     else:
         found.strays.setdefault(content["commit_hash"], []).append(path.parent.name)
+
+
+def sound_content(path: Path) -> tuple[dict[str, Any], bool]:
+    """What a sound file holds, without the benchmarks that cannot be read and with no value where one is infinite; and
+    whether it is as the file says."""
+    content, _ = _read(path)
+    faults, column = _faults(content), content["result_columns"].index("result")
+    rows = {name: _finite(row, column) for name, row in content["results"].items() if name not in faults}
+    sound = {**content, "requirements": content.get("requirements") or {}, "results": rows}
+    return sound, sound == content
+
+
+def _finite(row: list[Any], column: int) -> list[Any]:
+    """asv's NaN stays: it is of a parameter that was not asked for."""
+    values = [None if one is not None and abs(one) > LARGEST else one for one in row[column] or ()]
+    return [*row[:column], values, *row[column + 1 :]] if values != row[column] and row[column] is not None else row
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
@@ -87,13 +111,20 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 def _fault(content: dict[str, Any], machine: str) -> str:
     """Why results cannot be shown; empty if they can."""
     if content.get("version") != 2:
-        return f"expected asv's format 2; got {content.get('version')} (`asv update` converts older ones)"
+        return f"expected asv's format 2; got {content.get('version')}"
     for name, kind in WANTED.items():
         if not isinstance(content.get(name), kind):
             return f"expected asv's results; there is no proper {name}"
+    if not isinstance(content.get("requirements") or {}, dict):
+        return "expected asv's results; there are no proper requirements"
     if content["params"].get("machine") != machine:
         return f"is of {content['params'].get('machine')}, in the folder of {machine}"
-    return next(_faulty_rows(content["result_columns"], content["results"]), "")
+    columns = content["result_columns"]
+    if unknown := [one for one in columns if one not in COLUMNS and not str(one).startswith("stats_")]:
+        return f"expected columns that asv knows; got {unknown[0]}"
+    if missing := {"result", "params"}.difference(columns):
+        return f"expected asv's columns; there is no {min(missing)}"
+    return ""
 
 
 def _fault_beside(path: Path) -> str:
@@ -105,31 +136,37 @@ def _fault_beside(path: Path) -> str:
     return ""
 
 
-def _faulty_rows(columns: list[Any], rows: dict[str, Any]) -> Iterator[str]:
-    """Benchmarks whose values are no numbers, or not as many as their parameters' combinations."""
-    if unknown := [one for one in columns if one not in COLUMNS and not str(one).startswith("stats_")]:
-        yield f"expected columns that asv knows; got {unknown[0]}"
-    for name, row in rows.items():
-        if not isinstance(row, list) or len(row) > len(columns):
-            yield f"{name}: expected at most {len(columns)} columns"
+def _faults(content: dict[str, Any]) -> dict[str, str]:
+    """By benchmark, why what is said of it cannot be read."""
+    told = {name: _fault_of_row(row, content["result_columns"]) for name, row in content["results"].items()}
+    return {name: f"{name}: {fault}" for name, fault in told.items() if fault}
+
+
+def _fault_of_row(row: Any, columns: list[str]) -> str:
+    """Values that are no numbers, or not as many as the parameters' combinations; empty if they are."""
+    if not isinstance(row, list) or len(row) > len(columns):
+        return f"expected at most {len(columns)} columns"
+    cells = dict(zip(columns, row, strict=False))
+    if "result" not in cells:
+        return "expected a result"
+    parameters = cells.get("params")
+    if not isinstance(parameters, list) or not all(
+        isinstance(values, list) and all(isinstance(one, str) for one in values) for values in parameters
+    ):
+        return "expected lists of parameters, in words"
+    expected = math.prod(len(values) for values in parameters)
+    for column, values in cells.items():
+        if values is None or (column != "result" and not column.startswith("stats_")):
             continue
-        cells = dict(zip(columns, row, strict=False))
-        parameters = cells.get("params")
-        if not isinstance(parameters, list) or not all(
-            isinstance(values, list) and all(isinstance(one, str) for one in values) for values in parameters
-        ):
-            yield f"{name}: expected lists of parameters, in words"
-            continue
-        expected = 1
-        for values in parameters:
-            expected *= len(values)
-        for column, values in cells.items():
-            counted = column == "result" or column.startswith("stats_")
-            if counted and values is not None and (not isinstance(values, list) or len(values) != expected):
-                yield f"{name}: expected {expected} values of {column}"
-            elif counted and not all(one is None or _is_number(one) for one in values or ()):
-                yield f"{name}: expected numbers as {column}"
+        if not isinstance(values, list) or len(values) != expected:
+            return f"expected {expected} values of {column}"
+        if not all(one is None or _is_number(one) for one in values):
+            return f"expected numbers as {column}"
+    return ""
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
+    """JSON's true and false are integers to Python, and an integer may be longer than any float can hold."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float)

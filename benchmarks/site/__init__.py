@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
@@ -14,8 +15,7 @@ from typing import Any
 
 from benchmarks import whole
 from benchmarks.history import changes, points
-from benchmarks.history.machine import ENDING
-from benchmarks.history.survey import Survey, survey
+from benchmarks.history.survey import Survey, sound_content, survey
 from benchmarks.site import commits, explorer
 from benchmarks.site.curves import Curve
 from benchmarks.site.overview import Verdict
@@ -102,7 +102,8 @@ def _refuse_what_is_no_site(output: Path) -> None:
 
 
 def _staged(source: Path, paths: Iterable[Path], folder: Path) -> Path:
-    """Links to these results and to what they need, in a folder of their own: asv reads whatever lies in one."""
+    """What can be read of these results, and what they need, in a folder of their own: asv reads whatever lies in one,
+    and takes it for what it wrote."""
     folder.mkdir()
     shutil.copy(source / "benchmarks.json", folder)
     for path in paths:
@@ -110,9 +111,11 @@ def _staged(source: Path, paths: Iterable[Path], folder: Path) -> Path:
         if not machine.exists():
             machine.mkdir()
             shutil.copy(path.parent / "machine.json", machine)
-        for one in (path, path.with_suffix(ENDING)):
-            if one.exists():
-                (machine / one.name).symlink_to(one.resolve())
+        content, as_written = sound_content(path)
+        if as_written:
+            (machine / path.name).symlink_to(path.resolve())
+        else:
+            (machine / path.name).write_text(json.dumps(content))
     return folder
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ class Page:
             reading=units.reading,
             brief=units.brief,
             first=first,
+            faulty=Counter(reason for _, reason in self.survey.faulty),
             empty=sum(not curve.known for curve in self.curves),
             State=State,
         )
