@@ -334,7 +334,7 @@ def test_a_judged_record_of_the_latest_commit_counts(tmp_path: Path) -> None:
 
 def machine_file(folder: Path, content: object) -> None:
     (folder / "m").mkdir(parents=True)
-    (folder / "benchmarks.json").write_text('{"version": 2}')
+    (folder / "benchmarks.json").write_text('{"version": 2, "b": {"version": "1"}, "c": {"version": "1"}}')
     (folder / "m" / "machine.json").write_text(json.dumps(content))
 
 
@@ -397,6 +397,7 @@ def test_of_a_benchmark_that_cannot_be_read_the_rest_of_its_file_is_shown(
     found = survey(tmp_path, ["a" * 40])
     assert found.damaged == []
     ((of, why),) = found.faulty
+    assert found.outdated == set()
     assert of == path
     assert why.startswith("b: ")
     assert reason in why
@@ -472,7 +473,7 @@ def test_a_damaged_or_missing_list_of_benchmarks_is_an_error_that_names_it(tmp_p
     assert survey(tmp_path / "m", []).sound == {}, "an empty folder is no error"
 
 
-def test_a_benchmark_that_failed_as_a_whole_or_is_no_more_is_no_fault(tmp_path: Path) -> None:
+def test_a_benchmark_that_failed_as_a_whole_or_is_no_more_is_no_fault_and_is_not_searched(tmp_path: Path) -> None:
     history = make(tmp_path, commits=8, benchmarks=OTHERS)
     for number, commit in enumerate(history.commits):
         path = history.results / MACHINES[0] / f"{commit[:8]}-shared-py3.json"
@@ -482,8 +483,28 @@ def test_a_benchmark_that_failed_as_a_whole_or_is_no_more_is_no_fault(tmp_path: 
         path.write_text(json.dumps(content))
     page = site.build(history.results, history.repository, tmp_path / "site")
     assert data_of(page.parent, "time_sort(10, quick)")["values"][3] is None
-    assert data_of(page.parent, "time_gone")["values"] == [0.5 + number for number in range(8)]
+    with pytest.raises(AssertionError, match="no data of time_gone"):
+        data_of(page.parent, "time_gone")
+    assert "no more in it, of old.time_gone." in Page(page).words
     assert "Not shown" not in Page(page).words
+
+
+@pytest.mark.parametrize("version", ["2", None])
+def test_an_edited_benchmark_is_blamed_on_no_commit(tmp_path: Path, version: str | None) -> None:
+    """asv counts an edited benchmark's version up; what an old asv stored has none, and belongs to every version."""
+    history = make(tmp_path, commits=40, benchmarks=OTHERS[1:], noise=0.003, steps=[Step(30, 2.0)])
+    for commit in history.commits[30:]:
+        path = history.results / MACHINES[0] / f"{commit[:8]}-shared-py3.json"
+        content = json.loads(path.read_text())
+        content["results"]["loading.peakmem_load"][2] = version
+        path.write_text(json.dumps(content))
+    about = json.loads((history.results / "benchmarks.json").read_text())
+    about["loading.peakmem_load"]["version"] = version or "1"
+    (history.results / "benchmarks.json").write_text(json.dumps(about))
+    page = site.build(history.results, history.repository, tmp_path / "site")
+    data = data_of(page.parent, "peakmem_load")
+    assert [one["place"] for one in data["changes"]] == ([] if version else [30])
+    assert data["places"] == list(range(30 if version else 0, 40))
 
 
 SERIES = Series("m", "b.track_x", ("p",), "µs", True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.history.machine import noted
-from benchmarks.history.survey import Survey, sound_content
+from benchmarks.history.survey import Survey, current, sound_content
 
 CONFIG = "asv.conf.json"
 
@@ -63,8 +63,8 @@ def _values(
     content: dict[str, Any], meta: dict[str, Any], environment: str
 ) -> Iterator[tuple[Series, float | None, tuple[float | None, float | None]]]:
     """Each series of one of asv's results, with its value and interval."""
-    for name, row in content["results"].items():
-        about, cells = meta.get(name, {}), dict(zip(content["result_columns"], row, strict=False))
+    for name, cells in current(content, meta).items():
+        about = meta[name]
         unit, less_is_better = str(about.get("unit") or ""), bool(about.get("less_is_better", True))
         columns = [cells.get(column) for column in ("result", "stats_ci_99_a", "stats_ci_99_b")]
         for number, chosen in enumerate(itertools.product(*cells["params"])):
@@ -76,8 +76,7 @@ def _values(
 
 def _benchmarks(results: Path) -> dict[str, Any]:
     path = results / "benchmarks.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return {name: about for name, about in found.items() if isinstance(about, dict)}
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def _number(value: float | None) -> float | None:

@@ -33,6 +33,7 @@ class Survey:
     sound: dict[str, list[Path]] = field(default_factory=dict)  # by asv's environment: another one is another series
     damaged: list[tuple[Path, str]] = field(default_factory=list)  # with the reason
     faulty: list[tuple[Path, str]] = field(default_factory=list)  # benchmarks that are left out of sound files, and why
+    outdated: set[str] = field(default_factory=set)  # benchmarks with results of an edited version, or that are no more
     older: list[Path] = field(default_factory=list)  # sound, as far as one can see, in a format that asv reads no more
     strays: dict[str, list[str]] = field(default_factory=dict)  # machines by commit that is not on the branch
     machines: list[str] = field(default_factory=list)
@@ -47,9 +48,9 @@ def survey(results: Path, commits: Sequence[str]) -> Survey:
     found, known = Survey(), set(commits)
     if not any(results.glob("*/*.json")):
         return found
-    about, fault = _read(results / "benchmarks.json")
-    if not fault and about.get("version") != 2:
-        fault = f"expected asv's format 2; got {about.get('version')} (`asv update` converts older ones)"
+    benchmarks, fault = _read(results / "benchmarks.json")
+    if not fault and benchmarks.get("version") != 2:
+        fault = f"expected asv's format 2; got {benchmarks.get('version')} (`asv update` converts older ones)"
     if fault:
         raise ValueError(f"{results / 'benchmarks.json'}: {fault}; any `asv run` writes it again")
     for folder in sorted({path.parent for path in results.glob("*/*.json")}):
@@ -62,11 +63,11 @@ def survey(results: Path, commits: Sequence[str]) -> Survey:
         found.machines.append(folder.name)
         for path in sorted(folder.glob("*.json")):
             if path.name != "machine.json":
-                _sort_in(found, path, known)
+                _sort_in(found, path, known, benchmarks)
     return found
 
 
-def _sort_in(found: Survey, path: Path, known: set[str]) -> None:
+def _sort_in(found: Survey, path: Path, known: set[str], benchmarks: dict[str, Any]) -> None:
     content, fault = _read(path)
     if content.get("version") == 1:
         found.older.append(path)
@@ -76,7 +77,9 @@ def _sort_in(found: Survey, path: Path, known: set[str]) -> None:
         found.damaged.append((path, fault))
     elif content["commit_hash"] in known:
         found.sound.setdefault(content["env_name"], []).append(path)
-        found.faulty += [(path, reason) for reason in _faults(content).values()]
+        faults = _faults(content)
+        found.faulty += [(path, reason) for reason in faults.values()]
+        found.outdated |= content["results"].keys() - faults.keys() - current(content, benchmarks).keys()
     else:
         found.strays.setdefault(content["commit_hash"], []).append(path.parent.name)
 
@@ -89,6 +92,20 @@ def sound_content(path: Path) -> tuple[dict[str, Any], bool]:
     rows = {name: _finite(row, column) for name, row in content["results"].items() if name not in faults}
     sound = {**content, "requirements": content.get("requirements") or {}, "results": rows}
     return sound, sound == content
+
+
+def current(content: dict[str, Any], benchmarks: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By benchmark the cells of each sound row that means what `benchmarks.json` says; the others asv leaves out too,
+    for what an edited benchmark measures is no commit's doing."""
+    faults, columns = _faults(content), content["result_columns"]
+    rows = {
+        name: dict(zip(columns, row, strict=False)) for name, row in content["results"].items() if name not in faults
+    }
+    return {
+        name: cells
+        for name, cells in rows.items()
+        if isinstance(about := benchmarks.get(name), dict) and cells.get("version") in (None, about.get("version"))
+    }
 
 
 def _finite(row: list[Any], column: int) -> list[Any]:
