@@ -24,7 +24,7 @@ from benchmarks.policy import Policy
 from benchmarks.results import Noise, NoiseRecord
 from benchmarks.site import bends, command, commits, drawing, explorer, overview, units
 from benchmarks.site.commits import Commit
-from benchmarks.site.curves import Curve, State
+from benchmarks.site.curves import RECENT, Curve, State
 from benchmarks.site.overview import Verdict
 from tests.records import make_run, steady
 from tests.synthetic_history import MACHINES, Benchmark, History, Step, Updated, make
@@ -510,13 +510,20 @@ def test_an_edited_benchmark_is_blamed_on_no_commit(tmp_path: Path, version: str
 SERIES = Series("m", "b.track_x", ("p",), "µs", True)
 
 
-def curve_of(values: list[float | None], series: Series = SERIES, environments: dict[int, str] | None = None) -> Curve:
-    """Found by the real detector."""
+def curve_of(
+    values: list[float | None],
+    series: Series = SERIES,
+    environments: dict[int, str] | None = None,
+    measured: int | None = None,
+) -> Curve:
+    """Found by the real detector, on a machine with so many measured commits (default: those of the series)."""
     points, driver = [], "1"
     for place, value in enumerate(values):
         driver = (environments or {}).get(place, driver)
         points.append(Point(f"{place:040x}", value, None, None, {"driver": driver}))
-    return Curve("s0", series, points, changes(series, points, [one.commit for one in points]), True)
+    end = measured or len(values)
+    near = frozenset(f"{place:040x}" for place in range(max(0, end - RECENT), end))
+    return Curve("s0", series, points, changes(series, points, [one.commit for one in points]), True, near)
 
 
 def noisy(count: int, level: float = 10.0) -> list[float | None]:
@@ -540,6 +547,31 @@ def noisy(count: int, level: float = 10.0) -> list[float | None]:
 )
 def test_the_end_of_a_series(values: list[float | None], state: State) -> None:
     assert curve_of(values).state(comparisons=10) is state
+
+
+def test_a_series_that_no_longer_runs_says_nothing_of_the_latest_commit() -> None:
+    commits_ = [Commit(f"{place:040x}", "2026-01-01", "s") for place in range(60)]
+    gone = curve_of([*noisy(25), *noisy(5, 12.0)], Series("m", "a.time_gone", (), "s", True), measured=60)
+    failing = curve_of([*noisy(25), *noisy(5, 12.0), *[None] * 30], Series("m", "a.time_failing", (), "s", True))
+    going = curve_of(noisy(60), Series("m", "a.time_z", (), "s", True))
+    assert [one.state(2) for one in (gone, failing, going)] == [State.ENDED, State.ENDED, State.STEADY]
+    card = overview.card("m", [gone, failing, going], commits_, None, None)
+    assert (card.fitness, card.headline, card.counts[State.STEADY]) == (overview.Fitness.FINE, going, 1)
+    assert sum(card.counts.values()) == 1
+    assert not any("like it" in line for line in card.figures[0].about)
+
+
+@pytest.mark.parametrize(("every", "since", "stale"), [(1, 30, True), (1, 5, False), (5, 30, False), (5, 60, True)])
+def test_a_machine_that_stopped_measuring_is_unknown_and_not_worse(every: int, since: int, stale: bool) -> None:
+    """Of one that measures every fifth commit, thirty are but six of its measurements."""
+    values = [*noisy(30), *noisy(6, 10.8)]
+    commits_ = [Commit(f"{place:040x}", "2026-01-01", "s") for place in range(every * 35 + 1 + since)]
+    points = [Point(f"{every * n:040x}", value, None, None, {}) for n, value in enumerate(values)]
+    found = changes(SERIES, points, [one.hash for one in commits_])
+    curve = Curve("s", SERIES, points, found, True, frozenset(point.commit for point in points[-RECENT:]))
+    card = overview.card("m", [curve], commits_, None, None)
+    assert card.fitness is (overview.Fitness.UNKNOWN if stale else overview.Fitness.WORSE)
+    assert card.said == (f"Worse up to {points[-1].commit[:10]}" if stale else "Worse")
 
 
 def test_a_tick_of_a_coarse_clock_is_nothing_odd() -> None:
@@ -633,19 +665,25 @@ def test_a_bend_between_commits_names_both() -> None:
     points = [Point(f"{place:040x}", value, None, None, {}) for place, value in measured]
     order = [f"{place:040x}" for place in range(11)]
     found = changes(SERIES, points, order)
-    (bend,) = bends.bends([Curve("s", SERIES, points, found, True)], [Commit(one, "", "") for one in order])
+    (bend,) = bends.bends(
+        [Curve("s", SERIES, points, found, True, frozenset(order))], [Commit(one, "", "") for one in order]
+    )
     assert (int(bend.last_before.hash, 16), int(bend.commit.hash, 16), bend.between) == (3, 8, 4)
 
 
 def test_a_sketch_has_gaps_and_keeps_its_size_however_long_the_history() -> None:
     points = [Point(str(place), None if place == 3 else 10.0 + place, None, None, {}) for place in range(6)]
     order = {str(place): place for place in range(5000)}
-    drawn = drawing.sketch(points, order, ["4"], [], [])
+    drawn = drawing.sketch(points, order, (0, 5), ["4"], [], [])
     assert drawn.line.count("M") == 2
     assert len(drawn.environments) == 1
+    ended = drawing.sketch(points[:3], order, (0, 5), [], [], [])
+    assert ended.last is not None
+    assert drawn.last is not None
+    assert ended.last[0] < drawing.WIDTH / 2 < drawn.last[0], "one that ended does not reach the right edge"
     many = [Point(str(place), 10.0 + place % 7, 9.0, 18.0, {}) for place in range(5000)]
-    assert drawing.sketch(many, order, [], [], []).line.count("L") < drawing.BINS
-    flat = drawing.sketch(points[:1], order, [], [], [])
+    assert drawing.sketch(many, order, (0, 4999), [], [], []).line.count("L") < drawing.BINS
+    flat = drawing.sketch(points[:1], order, (0, 0), [], [], [])
     assert flat.last is not None
     assert flat.line == ""
 

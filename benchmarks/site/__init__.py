@@ -17,7 +17,7 @@ from benchmarks import whole
 from benchmarks.history import changes, points
 from benchmarks.history.survey import Survey, sound_content, survey
 from benchmarks.site import commits, explorer
-from benchmarks.site.curves import Curve
+from benchmarks.site.curves import RECENT, Curve
 from benchmarks.site.overview import Verdict
 from benchmarks.site.page import Page
 
@@ -123,11 +123,18 @@ def _curves(
     series: dict[points.Series, list[points.Point]], order: Sequence[str], config: dict[str, Any]
 ) -> list[Curve]:
     ignored = points.left_out(config)
+    measured: dict[str, set[str]] = {}
+    for one, known in series.items():
+        measured.setdefault(one.machine, set()).update(point.commit for point in known if point.value is not None)
+    near = {
+        machine: frozenset([commit for commit in order if commit in some][-RECENT:])
+        for machine, some in measured.items()
+    }
     curves = []
     names = sorted({one.benchmark for one in series})
     ordered = sorted(series.items(), key=lambda item: (names.index(item[0].benchmark), item[0].machine))
     for number, (one, known) in enumerate(ordered):
         judged = not any(re.match(pattern, one.benchmark) for pattern in ignored)
         found = changes.changes(one, known, order)
-        curves.append(Curve(f"s{number}", one, known, found, judged))
+        curves.append(Curve(f"s{number}", one, known, found, judged, near[one.machine]))
     return curves

@@ -15,7 +15,7 @@ from benchmarks.history.points import Point, Series
 from benchmarks.policy import Policy
 from benchmarks.results import Noise
 
-RECENT = 10  # points that are near the end
+RECENT = 10  # of a machine's measured commits, that are near the end
 LEAST_KNOWN = 5  # points, for anything to be told
 LEVEL = 30  # points before the last, since the last step and with the same environment, that it is held beside
 ERROR = 0.01  # chance that on a machine the last point of any series is called odd though nothing happened
@@ -30,6 +30,7 @@ class State(enum.Enum):
     BETTER = "better"
     STEADY = "steady"
     SHORT = "cannot be told"
+    ENDED = "ended"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Curve:
     points: Sequence[Point]
     changes: Sequence[Change]
     judged: bool  # False: asv's configuration leaves it out of regressions; it is for reading
+    near: frozenset[str]  # the last `RECENT` commits that its machine was measured at
 
     @cached_property
     def known(self) -> list[Point]:
@@ -47,6 +49,11 @@ class Curve:
     @property
     def latest(self) -> Point | None:
         return self.known[-1] if self.known else None
+
+    @property
+    def ended(self) -> bool:
+        """It no longer runs, or no longer has values: of the latest commit it says nothing."""
+        return self.latest is None or self.latest.commit not in self.near
 
     @cached_property
     def scatter(self) -> float | None:
@@ -68,8 +75,7 @@ class Curve:
     @property
     def recent(self) -> list[Change]:
         """Changes near the end that a later one did not undo."""
-        near = {point.commit for point in self.known[-RECENT:]}
-        return [one for one in self.changes if one.first in near and not self._undone(one)]
+        return [one for one in self.changes if one.first in self.near and not self._undone(one)]
 
     @property
     def blamed(self) -> list[Change]:
@@ -101,6 +107,8 @@ class Curve:
 
     def state(self, comparisons: int) -> State:
         """As one of so many series that are judged on the machine."""
+        if self.ended:
+            return State.ENDED
         if self.scatter is None:
             return State.SHORT
         if self.blamed:

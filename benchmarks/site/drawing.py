@@ -37,17 +37,19 @@ class _Bin:
 def sketch(
     points: Sequence[Point],
     order: dict[str, int],
+    span: tuple[int, int],
     environments: Sequence[str],
     worse: Sequence[str],
     better: Sequence[str],
 ) -> Sketch:
-    """Marks stand at commits of `order`, which maps them to places on the branch."""
+    """Marks stand at commits of `order`, which maps them to places on the branch; the picture is as wide as `span`, the
+    places of all that the machine measured, so that a curve that ended is seen to."""
     places = [order[point.commit] for point in points]
     bins = _bins(places, points)
     known = [one for one in bins if one.value is not None]
     if not known:
         return Sketch("", "", (), None, (), (), ())
-    left, right = places[0], max(places[-1], places[0] + 1)
+    left, right = span[0], max(span[1], span[0] + 1)
     bottom, top = min(one.low for one in known), max(one.high for one in known)
     middle, height = (bottom + top) / 2, max(top - bottom, 0.02 * abs(top + bottom) / 2, 1e-300)
 

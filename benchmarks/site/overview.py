@@ -74,7 +74,8 @@ def card(
     verdict: Verdict | None,
 ) -> Card:
     places = {one.hash: number for number, one in enumerate(commits)}
-    with_value = [places[curve.latest.commit] for curve in curves if curve.latest]
+    with_value = sorted({places[point.commit] for curve in curves for point in curve.known})
+    curves = [curve for curve in curves if not curve.ended]
     judged = [curve for curve in curves if curve.judged]
     states = {curve.key: curve.state(len(judged)) for curve in curves}
     counts = {state: sum(states[curve.key] is state for curve in judged) for state in State}
@@ -82,12 +83,21 @@ def card(
     if not with_value:
         why = ("No commit of this branch has a value here.",)
         return Card(machine, Fitness.UNKNOWN, "Nothing measured", why, "", None, len(commits), (), None, counts)
-    latest, behind = commits[max(with_value)], len(commits) - 1 - max(with_value)
+    latest, behind = commits[with_value[-1]], len(commits) - 1 - with_value[-1]
     fitness, said, reasons = _fitness(judged, states, latest, behind, commits, verdict)
+    if _stale(with_value, behind):
+        fitness, said = Fitness.UNKNOWN, f"{said.partition(' up to ')[0]} up to {latest.short}"
     figures = tuple(_figures(curves, headline, noise))
     steps = [one for curve in judged if states[curve.key] is State.WORSE for one in curve.blamed]
     since = max(steps, key=size).first[:10] if steps else ""
     return Card(machine, fitness, said, tuple(reasons), since, latest, behind, figures, headline, counts)
+
+
+def _stale(measured: Sequence[int], behind: int) -> bool:
+    """Whether nothing is known of the latest commit: as often as it used to measure, the machine would have measured
+    `RECENT` of those that came since."""
+    usual = (measured[-1] - measured[0]) / max(1, len(measured) - 1)
+    return behind > RECENT * max(1.0, usual)
 
 
 def _fitness(
@@ -189,12 +199,12 @@ def _machines(some: Sequence[Card], cards: Sequence[Card]) -> str:
 
 
 def headline_of(curves: Sequence[Curve]) -> Curve | None:
-    """The series that stands for a machine: a speedup if there is one, else a time, else any.
+    """The series that stands for a machine: a speedup if there is one, else a time, else any; one that has not ended.
 
     Among them one that at least half as many commits have as the most measured one; of the benchmark with the fewest
     series, for a short list is looked at first; of its parameters the first combination, which projects mean most by.
     """
-    known = [curve for curve in curves if curve.known]
+    known = [curve for curve in curves if not curve.ended]
     speedups = [curve for curve in known if "speedup" in curve.series.benchmark.lower()]
     times = [curve for curve in known if curve.series.unit in TIMES]
     candidates = speedups or times or known

@@ -67,8 +67,13 @@ class Page:
         cards.sort(key=lambda card: list(overview.Fitness).index(card.fitness))
         first = next((card.headline for card in cards if card.headline), None)
         judged = {
-            machine: sum(one.judged for one in self.curves if one.series.machine == machine) for machine in machines
+            machine: sum(one.judged and not one.ended for one in self.curves if one.series.machine == machine)
+            for machine in machines
         }
+        measured: dict[str, list[int]] = {}
+        for curve in self.curves:
+            measured.setdefault(curve.series.machine, []).extend(places[point.commit] for point in curve.points)
+        spans = {machine: (min(some), max(some)) for machine, some in measured.items()}
         loader = jinja2.FileSystemLoader(HERE)
         environment = jinja2.Environment(
             loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -86,7 +91,7 @@ class Page:
             environments=environments,
             noted=any(point.environment for curve in self.curves for point in curve.points),
             benchmarks=self._benchmarks(judged, first),
-            sketches={curve.key: self._sketch(curve, places, environments) for curve in self.curves},
+            sketches={curve.key: self._sketch(curve, places, environments, spans) for curve in self.curves},
             reading=units.reading,
             brief=units.brief,
             first=first,
@@ -110,15 +115,16 @@ class Page:
         return found
 
     def _sketch(
-        self, curve: Curve, places: dict[str, int], environments: list[bends.EnvironmentChange]
-    ) -> drawing.Sketch:  # fmt: skip
-        own = {point.commit for point in curve.points}
-        there = [
-            one.commit.hash for one in environments if one.machine == curve.series.machine and one.commit.hash in own
-        ]
+        self,
+        curve: Curve,
+        places: dict[str, int],
+        environments: list[bends.EnvironmentChange],
+        spans: dict[str, tuple[int, int]],
+    ) -> drawing.Sketch:
+        there = [one.commit.hash for one in environments if one.machine == curve.series.machine]
         blamed = [one for one in curve.changes if not one.environment]
         worse, better = ([one.first for one in blamed if one.worse is which] for which in (True, False))
-        return drawing.sketch(curve.points, places, there, worse, better)
+        return drawing.sketch(curve.points, places, spans[curve.series.machine], there, worse, better)
 
     def _write_data(
         self, folder: Path, places: dict[str, int], environments: list[bends.EnvironmentChange]
