@@ -158,6 +158,41 @@ def test_an_update_next_to_a_step_that_is_clearly_a_commits_takes_no_blame() -> 
     assert (found.first, found.environment) == (commits[21], {})
 
 
+def stepped(factor: float, noted: dict[int, dict[str, str]], outlier: int | None = None) -> list[Change]:
+    """Of a history of 60 with a step at 30; `noted`, by the first point from which on it holds, is what was noted."""
+    commits = [f"{number:040x}" for number in range(60)]
+    draw = random.Random(1)
+    points, environment = [], {}
+    for n, name in enumerate(commits):
+        environment = noted.get(n, environment)
+        value = 10 * math.exp(draw.gauss(0, 0.01)) * (factor if n >= 30 else 1) * (3 if n == outlier else 1)
+        points.append(Point(name, value, None, None, environment))
+    return changes(TIME, points, commits)
+
+
+def test_one_disturbed_measurement_takes_no_blame_from_a_commit_and_leaves_the_interval() -> None:
+    (calm,) = stepped(1.1, {0: {"driver": "1"}, 28: {"driver": "2"}})
+    (disturbed,) = stepped(1.1, {0: {"driver": "1"}, 28: {"driver": "2"}}, outlier=10)
+    assert (disturbed.first, disturbed.environment) == (f"{30:040x}", {})
+    assert disturbed.high - disturbed.low == pytest.approx(calm.high - calm.low, rel=0.1)
+
+
+@pytest.mark.parametrize("silent", [(30, 31), (29, 30), (26, 34), (15, 30)])
+def test_a_version_that_some_points_do_not_note_is_told_all_the_same(silent: tuple[int, int]) -> None:
+    begin, end = silent
+    (found,) = stepped(1.05, {0: {"driver": "1"}, begin: {}, end: {"driver": "2"}})
+    assert found.environment == {"driver": ("1", "2")}
+
+
+def test_a_version_that_is_first_noted_at_a_step_may_be_to_blame_and_at_another_point_not() -> None:
+    (found,) = stepped(1.05, {0: {"torch": "2"}, 30: {"torch": "2", "driver": "2"}})
+    assert found.environment == {"driver": ("unknown", "2")}
+    (found,) = stepped(1.05, {0: {"torch": "2"}, 40: {"torch": "2", "driver": "2"}})
+    assert found.environment == {}
+    (found,) = stepped(1.05, {0: {"driver": "1"}, 20: {}, 40: {"driver": "1"}})
+    assert found.environment == {}
+
+
 @pytest.mark.parametrize("turns", ["one, other", "one in ten", "for one commit"])
 def test_runners_of_two_drivers_that_take_turns_take_no_blame_from_a_commit(turns: str) -> None:
     """The same driver measured both levels."""

@@ -26,6 +26,9 @@ LEAST_POINTS = 2
 EITHER_SIDE, FARTHEST = 3, 3
 
 
+UNKNOWN = "unknown"  # a version before it was first noted
+
+
 @dataclass(frozen=True)
 class Change:
     """From `first` on a series took another value than up to `last_before`."""
@@ -59,7 +62,7 @@ def changes(series: Series, points: Sequence[Point], commits: Sequence[str]) -> 
     centres = [statistics.median(logs[left:right]) for left, right in segments]
     deviation = _deviation(logs, segments, centres)
     order = {commit: number for number, commit in enumerate(commits)}
-    found = []
+    found, updates = [], _updates(known)
     for (left, right), before, after in zip(itertools.pairwise(segments), centres, centres[1:], strict=False):
         if abs(math.expm1(after - before)) < LEAST:
             continue
@@ -75,7 +78,7 @@ def changes(series: Series, points: Sequence[Point], commits: Sequence[str]) -> 
                 math.exp(after - before - reach),
                 math.exp(after - before + reach),
                 order[first.commit] - order[last.commit] - 1,
-                _environment_at(known, logs, (left, right), (before, after), deviation),
+                _environment_at(known, updates, logs, (left, right), (before, after), deviation),
             )
         )
     return found
@@ -96,19 +99,25 @@ def scatter(logs: Sequence[float]) -> float:
     By the third quartile of the jumps, as if they were normal: where a clock is coarse, most points are the
     same and half of the jumps are none, and what is left would each be told as a step.
     """
-    jumps = sorted(abs(after - before) for before, after in itertools.pairwise(logs))
-    return jumps[math.ceil(0.75 * len(jumps)) - 1] / (THIRD_QUARTILE * math.sqrt(2))
+    jumps = [abs(after - before) for before, after in itertools.pairwise(logs)]
+    return _by_third_quartile(jumps) / math.sqrt(2)
+
+
+def _by_third_quartile(sizes: Sequence[float]) -> float:
+    """Standard deviation of what has these absolute values, whatever the largest of them are."""
+    return sorted(sizes)[math.ceil(0.75 * len(sizes)) - 1] / THIRD_QUARTILE
 
 
 def _deviation(logs: Sequence[float], segments: Sequence[tuple[int, int]], centres: Sequence[float]) -> float:
-    """Standard deviation of the points about their segments' middles; inf where nothing is left to tell it by."""
+    """Standard deviation of the points about their segments' middles, which one disturbed measurement hardly changes;
+    inf where nothing is left to tell it by."""
     freedom = len(logs) - len(segments)
-    squares = sum(
-        (logs[index] - centre) ** 2
+    sizes = [
+        abs(logs[index] - centre)
         for (left, right), centre in zip(segments, centres, strict=True)
         for index in range(left, right)
-    )
-    return math.sqrt(squares / freedom) if freedom > 0 else math.inf
+    ]
+    return _by_third_quartile(sizes) * math.sqrt(len(logs) / freedom) if freedom > 0 else math.inf
 
 
 def _reach(before: tuple[int, int], after: tuple[int, int], freedom: int) -> float:
@@ -123,8 +132,34 @@ def _reach(before: tuple[int, int], after: tuple[int, int], freedom: int) -> flo
     return float(stats.t.ppf(1 - ERROR / 2, freedom)) * math.sqrt(share)
 
 
+@dataclass(frozen=True)
+class _Update:
+    """A version became another at one of the points from `earliest` to `latest`: those before `latest` do not say."""
+
+    name: str
+    old: str
+    new: str
+    earliest: int
+    latest: int
+
+
+def _updates(known: Sequence[Point]) -> list[_Update]:
+    """What is not noted for a while is what it was, until it is noted again."""
+    found = []
+    seen: dict[str, int] = {}
+    for place, point in enumerate(known):
+        for name, version in point.environment.items():
+            if name not in seen and place:
+                found.append(_Update(name, UNKNOWN, version, place, place))
+            elif name in seen and (old := known[seen[name]].environment[name]) != version:
+                found.append(_Update(name, old, version, seen[name] + 1, place))
+            seen[name] = place
+    return found
+
+
 def _environment_at(
     known: Sequence[Point],
+    updates: Sequence[_Update],
     logs: Sequence[float],
     sides: Sequence[tuple[int, int]],
     levels: Sequence[float],
@@ -134,33 +169,38 @@ def _environment_at(
     may as well belong to the step's other side."""
     (begin, step), (_, end) = sides
     before, after = levels
-    places = [step]
-    for place in range(step - 1, max(0, step - 1 - FARTHEST), -1):
-        if abs(logs[place] - after) >= EITHER_SIDE * deviation:
-            break
-        places.append(place)
-    for place in range(step, min(len(known) - 1, step + FARTHEST)):
-        if abs(logs[place] - before) >= EITHER_SIDE * deviation:
-            break
-        places.append(place + 1)
 
-    def makes_none(place: int, name: str, old: str, new: str) -> bool:
+    def makes_none(update: _Update, place: int) -> bool:
         """Whether points were measured with the other side's version and are yet at their own side's level, as where
         runners of two drivers take turns."""
         middle, rising = (before + after) / 2, after > before
         of_their_own = [
             (logs[n] > middle) is (rising if n >= place else not rising)
             for n in range(begin, end)
-            if known[n].environment.get(name) == (old if n >= place else new)
+            if known[n].environment.get(update.name) == (update.old if n >= place else update.new)
         ]
         return sum(of_their_own) >= LEAST_POINTS and 2 * sum(of_their_own) > len(of_their_own)
 
-    for place in places:
-        old, new = known[place - 1].environment, known[place].environment
-        differences = {name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]}
-        if told := {name: both for name, both in differences.items() if not makes_none(place, name, *both)}:
+    for place in _places(logs, step, levels, deviation):
+        there = [one for one in updates if one.earliest <= place <= one.latest]
+        if told := {one.name: (one.old, one.new) for one in there if not makes_none(one, place)}:
             return told
     return {}
+
+
+def _places(logs: Sequence[float], step: int, levels: Sequence[float], deviation: float) -> list[int]:
+    """Where a step may lie: points that may as well belong to its other side are looked past."""
+    before, after = levels
+    places = [step]
+    for place in range(step - 1, max(0, step - 1 - FARTHEST), -1):
+        if abs(logs[place] - after) >= EITHER_SIDE * deviation:
+            break
+        places.append(place)
+    for place in range(step, min(len(logs) - 1, step + FARTHEST)):
+        if abs(logs[place] - before) >= EITHER_SIDE * deviation:
+            break
+        places.append(place + 1)
+    return places
 
 
 def narrowed(commits: Sequence[str], good: str, bad: str, is_bad: Callable[[str], bool | None]) -> tuple[str, str]:
