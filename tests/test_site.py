@@ -204,9 +204,49 @@ def test_another_project_is_told_of_in_its_own_terms(tmp_path: Path) -> None:
     assert f"Worse on runner since {history.commits[35][:10]}" in words
     assert re.search(r"sort\s*3\.[789]\d ms", words), "the time stands for the machine, in a unit that fits"
     assert "MiB" in words
-    assert "The results do not say what they were measured with" in words
+    assert "Nothing, as far as the results say: they tell of arch, os." in words
     for term in ("fused", "reference", "by the gate", "GPU", "bandwidth"):
         assert term not in words.partition("How to read this")[0]
+
+
+def test_what_asv_itself_says_of_machine_and_libraries_takes_the_blame(tmp_path: Path) -> None:
+    history = make(
+        tmp_path,
+        commits=40,
+        benchmarks=OTHERS,
+        machines=("runner",),
+        environment={},
+        noise=0.003,
+        steps=[Step(30, 1.2)],
+    )
+    for place, commit in enumerate(history.commits):
+        path = history.results / "runner" / f"{commit[:8]}-shared-py3.json"
+        content = json.loads(path.read_text())
+        content["params"]["os"] = "Linux 6.1" if place >= 30 else "Linux 5.4"
+        content["requirements"] = {"numpy": "2.0" if place >= 35 else "1.26"}
+        path.write_text(json.dumps(content))
+    words = Page(site.build(history.results, history.repository, tmp_path / "site")).words
+    assert "Came with os Linux 5.4 → Linux 6.1: no commit is blamed" in words
+    assert "numpy 1.26 → 2.0" in words.partition("What else changed")[2]
+    assert "The latest commit is fine" in words
+
+
+def test_an_environment_of_asv_that_follows_another_is_told_and_its_end_is_none_of_the_latest_commit(
+    tmp_path: Path,
+) -> None:
+    """The old one had become slower, and nobody mended it before its name changed."""
+    history = make(tmp_path, commits=40, benchmarks=OTHERS[1:], noise=0.003, steps=[Step(20, 1.2), Step(25, 1 / 1.2)])
+    for commit in history.commits[25:]:
+        path = history.results / MACHINES[0] / f"{commit[:8]}-shared-py3.json"
+        content = {**json.loads(path.read_text()), "env_name": "other-py3"}
+        path.with_name(path.name.replace("shared", "other")).write_text(json.dumps(content))
+        path.unlink()
+    words = Page(site.build(history.results, history.repository, tmp_path / "site")).words
+    assert f"The latest commit is fine on {MACHINES[0]}" in words
+    changed = words.partition("What else changed")[2].partition("All series")[0]
+    assert "environment shared-py3 → other-py3" in changed
+    assert history.commits[25][:10] in changed
+    assert "ended" in words.partition("All series")[2]
 
 
 def test_two_environments_of_asv_are_two_series(tmp_path: Path) -> None:

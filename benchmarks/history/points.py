@@ -52,8 +52,8 @@ def read(results: Path, found: Survey, commits: Sequence[str]) -> dict[Series, l
     series: dict[Series, dict[str, Point]] = {}
     for name, paths in sorted(found.sound.items()):
         for path in paths:
-            content, environment = sound_content(path)[0], noted(path)
-            commit = content["commit_hash"]
+            content, _ = sound_content(path)
+            commit, environment = content["commit_hash"], {**_told(content), **noted(path)}
             for one, value, interval in _values(content, meta, name if len(found.sound) > 1 else ""):
                 series.setdefault(one, {})[commit] = Point(commit, value, *interval, environment)
     return {one: sorted(points.values(), key=lambda point: order[point.commit]) for one, points in series.items()}
@@ -72,6 +72,14 @@ def _values(
             texts = tuple(text.strip("'") for text in chosen)
             one = Series(content["params"]["machine"], name, texts, unit, less_is_better, environment)
             yield one, value, (low, high)
+
+
+def _told(content: dict[str, Any]) -> dict[str, str]:
+    """What asv itself says of machine and libraries. A Python of no minor version is what was asked for, not what ran,
+    and "-" is what our own machines say of what would start another curve."""
+    every = {**content["params"], **content["requirements"], "machine": None}
+    told = {name: str(value) for name, value in every.items() if value not in (None, "", "-")}
+    return {name: value for name, value in told.items() if name != "python" or "." in value}
 
 
 def _benchmarks(results: Path) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.history.changes import Change
@@ -83,35 +84,55 @@ def environment_changes(curves: Sequence[Curve], commits: Sequence[Commit]) -> l
     """Where a machine's points began to be measured with something else, newest first; not each time that runners of
     two versions take turns."""
     places = {one.hash: number for number, one in enumerate(commits)}
-    known: dict[str, dict[str, dict[str, str]]] = {}
+    machines: dict[str, dict[str, list[Curve]]] = {}
     for curve in curves:
-        for point in curve.points:
-            if point.environment:
-                known.setdefault(curve.series.machine, {})[point.commit] = point.environment
+        machines.setdefault(curve.series.machine, {}).setdefault(curve.series.environment, []).append(curve)
     found = []
-    for machine, environments in known.items():
-        before: dict[str, str] = {}
-        lately: deque[dict[str, str]] = deque(maxlen=TURNS)
-        last = None
-        for commit in sorted(environments, key=places.__getitem__):
-            now = environments[commit]
-            differences = {
-                name: (before[name], version)
-                for name, version in now.items()
-                if name in before and version not in {one.get(name) for one in lately}
-            }
-            if differences and last is not None:
-                steps = sum(
-                    any(
-                        one.environment and abs(places[one.first] - places[commit]) <= NEIGHBOURS
-                        for one in curve.changes
-                    )
-                    for curve in curves
-                    if curve.series.machine == machine
-                )
-                found.append(
-                    EnvironmentChange(machine, commits[places[commit]], commits[places[last]], differences, steps)
-                )
-            before, last = {**before, **now}, commit
-            lately.append(before)
+    for machine, environments in machines.items():
+        for some in environments.values():
+            for last, now, differences in _differences(some, places):
+                steps = sum(_came_with(curve, now, places) for curve in some)
+                found.append(EnvironmentChange(machine, commits[now], commits[last], differences, steps))
+        for last, now, old, new in _renamed(environments, places):
+            found.append(EnvironmentChange(machine, commits[now], commits[last], {"environment": (old, new)}, 0))
     return sorted(found, key=lambda one: places[one.commit.hash], reverse=True)
+
+
+def _came_with(curve: Curve, place: int, places: dict[str, int]) -> bool:
+    return any(one.environment and abs(places[one.first] - place) <= NEIGHBOURS for one in curve.changes)
+
+
+def _differences(
+    curves: Sequence[Curve], places: dict[str, int]
+) -> Iterator[tuple[int, int, dict[str, tuple[str, str]]]]:
+    """Of one of asv's environments: the place before, the place, and what became another there."""
+    known = {places[point.commit]: point.environment for curve in curves for point in curve.points if point.environment}
+    before: dict[str, str] = {}
+    lately: deque[dict[str, str]] = deque(maxlen=TURNS)
+    last = None
+    for place in sorted(known):
+        differences = {
+            name: (before[name], version)
+            for name, version in known[place].items()
+            if name in before and version not in {one.get(name) for one in lately}
+        }
+        if differences and last is not None:
+            yield last, place, differences
+        before, last = {**before, **known[place]}, place
+        lately.append(before)
+
+
+def _renamed(
+    environments: dict[str, list[Curve]], places: dict[str, int]
+) -> Iterator[tuple[int, int, str, str]]:  # fmt: skip
+    """Where environments of asv's end and others begin: their curves do, so that no step tells of it."""
+    spans = {}
+    for name, curves in environments.items():
+        own = [places[point.commit] for curve in curves for point in curve.points]
+        spans[name] = (min(own), max(own))
+    measured = sorted({places[point.commit] for some in environments.values() for one in some for point in one.points})
+    for last, now in itertools.pairwise(measured):
+        ended = [name for name, (_, end) in spans.items() if end == last]
+        begun = [name for name, (begin, _) in spans.items() if begin == now]
+        if ended or begun:
+            yield last, now, ", ".join(ended) or "none", ", ".join(begun) or "none"

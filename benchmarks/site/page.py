@@ -89,7 +89,7 @@ class Page:
             answer=overview.answer(cards),
             bends=bends.bends(self.curves, self.commits),
             environments=environments,
-            noted=any(point.environment for curve in self.curves for point in curve.points),
+            noted=sorted({name for curve in self.curves for point in curve.points for name in point.environment}),
             benchmarks=self._benchmarks(judged, first),
             sketches={curve.key: self._sketch(curve, places, environments, spans) for curve in self.curves},
             reading=units.reading,
