@@ -50,6 +50,8 @@ def measured(chosen: Iterable[str]) -> Measured:
         RecordError: the record is of another state.
         RuntimeError: measuring failed.
     """
+    from benchmarks.history import machine
+
     path = os.environ.get(RECORD)
     if path:
         run = _recorded(Path(path), os.environ["ASV_COMMIT"])
@@ -57,6 +59,7 @@ def measured(chosen: Iterable[str]) -> Measured:
         return _of_run(run)
     if why_not := _cannot_be_asked():
         return Measured(why_not)
+    machine.expect_registered(machine.this_machine())
     gpu = measure.has_gpu()
     some = [workload for workload in workloads.select(None, gpu=gpu)[0] if workload.name in set(chosen)]
     if not some:

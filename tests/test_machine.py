@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from asv.machine import Machine, MachineCollection
 
 from benchmarks.history import machine as history_machine
 from benchmarks.measure import machine
@@ -73,3 +74,18 @@ def test_the_image_is_part_of_what_was_measured_with(monkeypatch):
     monkeypatch.delenv("DLLM_KERNELS_IMAGE")
     assert history_machine.measured_with(run)["image"] == "pytorch:1@sha256:0123"
     assert machine.describe_environment().image is None
+
+
+@pytest.mark.parametrize("told", [None, "runner-7", "ours"])
+def test_asv_that_keeps_results_under_another_name_is_told_what_to_run(tmp_path, monkeypatch, told):
+    """As after `asv machine --yes`, which names a machine after its host."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    environment = make_run(steady()).environment
+    if told == "runner-7":
+        MachineCollection.save(Machine.get_unique_machine_name(), {"machine": told})
+    if told == "ours":
+        history_machine.register(environment)
+        history_machine.expect_registered(environment)
+        return
+    with pytest.raises(RuntimeError, match=f"under {told or 'no name yet'}.*`python -m benchmarks machine`"):
+        history_machine.expect_registered(environment)

@@ -43,6 +43,26 @@ def register(environment: Environment) -> str:
     return name
 
 
+def expect_registered(environment: Environment) -> None:
+    """Where asv was told another name, or none, versions would be noted beside no result of asv's.
+
+    Raises:
+        RuntimeError: asv keeps this host's results under another name than the device's.
+    """
+    from asv.machine import Machine, MachineCollection
+    from asv.util import UserError
+
+    try:
+        known_as = MachineCollection.load(Machine.get_unique_machine_name())["machine"]
+    except UserError:
+        known_as = "no name yet"
+    if known_as != (name := machine_name(environment)):
+        raise RuntimeError(
+            f"asv keeps this machine's results under {known_as}, and its history is that of {name}: "
+            "run `python -m benchmarks machine` once, then asv without --machine"
+        )
+
+
 def note(path: Path, **measured_with: str | None) -> None:
     """Say what asv's result at `path` was measured with, beside what was said before."""
     beside = path.with_suffix(ENDING)
