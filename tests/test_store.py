@@ -211,6 +211,65 @@ def test_a_parameter_that_only_one_was_asked_for_is_kept() -> None:
     assert merged(theirs, ours)["results"]["b"] == both
 
 
+def test_results_of_which_one_kept_samples_are_both_kept() -> None:
+    """asv lists columns in the order in which it met them, and leaves out those that are all empty."""
+    ours = {"result_columns": ["result", "samples", "params", "started_at"], "results": {"x": [[1.0], [[0.9]], [], 5]}}
+    theirs = {
+        "result_columns": ["result", "params", "started_at"],
+        "results": {"x": [[7.0], [], 4], "y": [[2.0], [], 5]},
+    }
+    for both in (merged(ours, theirs), merged(theirs, ours)):
+        cells = {name: zip(both["result_columns"], row, strict=False) for name, row in both["results"].items()}
+        rows = {name: {column: cell for column, cell in row if cell is not None} for name, row in cells.items()}
+        assert rows["x"] == {"result": [1.0], "params": [], "started_at": 5, "samples": [[0.9]]}
+        assert rows["y"] == {"result": [2.0], "params": [], "started_at": 5}
+
+
+def edited(runner: Runner, place: int, version: str, new: bool = False) -> None:
+    """As if this checkout's benchmark were of that version, and there were a new one in it."""
+    name = "bench_post_process.track_fused_us"
+    about = json.loads((runner.results / "benchmarks.json").read_text())
+    about[name]["version"] = version
+    if new:
+        about["bench.track_new"] = {**about[name], "name": "bench.track_new"}
+    (runner.results / "benchmarks.json").write_text(json.dumps(about))
+    content = json.loads(runner.path(place).read_text())
+    content["results"][name][2] = version
+    runner.change(place, results=content["results"])
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+@pytest.mark.parametrize("last", ["newer", "older"])
+def test_an_older_checkout_takes_no_benchmark_and_no_version_away(runner: Any, last: str, fetched: bool) -> None:
+    newer, older = runner("newer", (3,)), runner("older", (2,))
+    runners = [older, newer] if last == "newer" else [newer, older]
+    if fetched:
+        runner("first", (0,)).store.push()
+        for one in runners:
+            one.store.fetch()
+    edited(newer, 3, "2", new=True)
+    edited(older, 2, "1")
+    for one in runners:
+        one.store.push()
+    for one in runners:
+        one.store.fetch()
+        about = json.loads((one.results / "benchmarks.json").read_text())
+        assert about["bench_post_process.track_fused_us"]["version"] == "2"
+        assert "bench.track_new" in about
+        assert about["version"] == 2, "the format's"
+
+
+def test_both_versions_are_kept_where_two_drivers_measured_one_commit(runner: Any) -> None:
+    one, other = runner("one", (0,)), runner("other", (0,))
+    for runs, version in ((one, "590"), (other, "580")):
+        runs.path(0).with_suffix(".environment").write_text(json.dumps({"driver": version, "torch": "2"}))
+        runs.store.push()
+    one.store.fetch()
+    one.store.push()
+    (name,) = [name for name in other.on_the_branch() if name.endswith(".environment")]
+    assert json.loads(other.on_the_branch()[name]) == {"driver": "580 and 590", "torch": "2"}
+
+
 def test_a_benchmark_that_means_something_else_now_is_not_filled_from_the_old() -> None:
     columns = ["result", "params", "version", "started_at"]
     ours = {"result_columns": columns, "results": {"b": [[math.nan, 2.0], [["x", "y"]], "2", 20]}}

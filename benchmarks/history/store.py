@@ -18,7 +18,7 @@ import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +27,8 @@ from benchmarks import whole
 BRANCH = "benchmark-results"
 # The commits that the results here were last fetched from or pushed as; git keeps such refs for each worktree alone.
 SYNCED = "refs/worktree/synced-results"
+BENCHMARKS = "benchmarks.json"
+AND = " and "  # between the versions of two runners
 TRIES = 10  # against other runners
 NOBODY = {
     f"GIT_{role}_{what}": text
@@ -108,15 +110,35 @@ class Store:
         synced, theirs = self._blobs(self._synced()), self._blobs(tip)
         for name in changed:
             blob = theirs.get(name)
-            if blob is None or blob == synced.get(name) or not _is_of_a_commit(name):
+            # asv writes the list of benchmarks anew, by what is checked out: what that lacks others may still have.
+            if blob is None or (blob == synced.get(name) and name != BENCHMARKS) or name.endswith("/machine.json"):
                 continue
             ours, other = _whole((self.results / name).read_bytes()), _whole(self._content(blob))
-            if ours is not None and other is not None:
-                _write(self.results / name, json.dumps(merged(ours, other)).encode())
+            if ours is None or other is None:
+                continue
+            if name == BENCHMARKS:
+                here = [_whole((self.results / one).read_bytes()) for one in changed if _is_of_a_commit(one)]
+                there = [
+                    _whole(one) for one in self._contents(one for name, one in theirs.items() if _is_of_a_commit(name))
+                ]
+                both = merged_benchmarks(ours, other, _newest(here), _newest(there))
+            else:
+                both = merged(ours, other) if name.endswith(".json") else merged_versions(ours, other)
+            _write(self.results / name, json.dumps(both).encode())
 
     def _content(self, blob: str) -> bytes:
         command = ["git", "cat-file", "blob", blob]
         return subprocess.run(command, cwd=self.repository, capture_output=True, check=True).stdout
+
+    def _contents(self, blobs: Iterable[str]) -> Iterator[bytes]:
+        command = ["git", "cat-file", "--batch"]
+        asked = "".join(f"{blob}\n" for blob in blobs).encode()
+        told = subprocess.run(command, cwd=self.repository, input=asked, capture_output=True, check=True).stdout
+        while told:
+            about, _, told = told.partition(b"\n")
+            size = int(about.split()[2])
+            yield told[:size]
+            told = told[size + 1 :]
 
     def _files(self) -> list[Path]:
         kinds = (".json", ".environment")
@@ -197,7 +219,7 @@ def _whole(text: bytes) -> dict[str, Any] | None:
 
 
 def _is_of_a_commit(name: str) -> bool:
-    return PurePosixPath(name).suffix == ".json" and PurePosixPath(name).name not in ("machine.json", "benchmarks.json")
+    return PurePosixPath(name).suffix == ".json" and PurePosixPath(name).name not in ("machine.json", BENCHMARKS)
 
 
 def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
@@ -207,46 +229,82 @@ def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     asv keeps a benchmark's columns in a list, shorter where the last ones are empty; a parameter that was not asked
     for has the value NaN.
     """
-    if ours.get("result_columns") != theirs.get("result_columns"):
-        return ours
-    columns = ours["result_columns"]
-    started = columns.index("started_at")
-    results = dict(theirs["results"])
-    for name, row in ours["results"].items():
-        other = results.get(name)
+    columns = list(dict.fromkeys([*theirs["result_columns"], *ours["result_columns"]]))
+    both = _cells(theirs)
+    for name, row in _cells(ours).items():
+        other = both.get(name)
         if other is None:
-            results[name] = row
-        elif (_at(row, started) or 0) >= (_at(other, started) or 0):
-            results[name] = _filled(row, other, columns)
+            both[name] = row
+        elif (row.get("started_at") or 0) >= (other.get("started_at") or 0):
+            both[name] = _filled(row, other)
         else:
-            results[name] = _filled(other, row, columns)
-    return {**ours, "results": results}
+            both[name] = _filled(other, row)
+    return {**ours, "result_columns": columns, "results": {name: _row(cells, columns) for name, cells in both.items()}}
 
 
-def _at(row: list[Any], column: int) -> Any:
-    return row[column] if column < len(row) else None
+def _cells(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of every benchmark, by column."""
+    return {name: dict(zip(content["result_columns"], row, strict=False)) for name, row in content["results"].items()}
 
 
-def _filled(row: list[Any], other: list[Any], columns: list[str]) -> list[Any]:
+def _row(cells: dict[str, Any], columns: Sequence[str]) -> list[Any]:
+    known = max((number for number, column in enumerate(columns, 1) if cells.get(column) is not None), default=0)
+    return [cells.get(column) for column in columns[:known]]
+
+
+def _filled(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """`row` with the values that it has no number for and `other` has."""
-    value = columns.index("result")
-    same = all(_at(row, columns.index(name)) == _at(other, columns.index(name)) for name in ("params", "version"))
-    if not same or not isinstance(row[value], list) or not isinstance(other[value], list):
+    mine, its = row.get("result"), other.get("result")
+    same = all(row.get(name) == other.get(name) for name in ("params", "version"))
+    if not same or not isinstance(mine, list) or not isinstance(its, list):
         return row
     missing = [
-        i
-        for i, (mine, its) in enumerate(zip(row[value], other[value], strict=True))
-        if _is_nan(mine) and not _is_nan(its)
+        i for i, (one, another) in enumerate(zip(mine, its, strict=True)) if _is_nan(one) and not _is_nan(another)
     ]
-    filled = []
-    for column, name in enumerate(columns):
-        mine, its = _at(row, column), _at(other, column)
-        if missing and its is not None and (name in ("result", "samples") or name.startswith("stats_")):
-            mine = [None] * len(row[value]) if mine is None else list(mine)
+    filled = dict(row)
+    for name, values in other.items():
+        if missing and values is not None and (name in ("result", "samples") or name.startswith("stats_")):
+            filled[name] = list(row.get(name) or [None] * len(mine))
             for i in missing:
-                mine[i] = its[i]
-        filled.append(mine)
+                filled[name][i] = values[i]
     return filled
+
+
+def merged_benchmarks(
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+    here: dict[tuple[str, str], int],
+    there: dict[tuple[str, str], int],
+) -> dict[str, Any]:
+    """asv's lists of benchmarks from two checkouts: all of both, and of one that was edited the version that the newer
+    commit was measured with; by benchmark and version, `here` and `there` tell the newest commit's date."""
+
+    def newer(name: str) -> Any:
+        if name not in ours or name not in theirs or not isinstance(ours[name], dict):
+            return ours.get(name, theirs.get(name))
+        mine, its = (here.get((name, ours[name]["version"]), 0), there.get((name, theirs[name]["version"]), 0))
+        return ours[name] if mine >= its else theirs[name]
+
+    return {name: newer(name) for name in [*theirs, *(name for name in ours if name not in theirs)]}
+
+
+def _newest(results: Iterable[dict[str, Any] | None]) -> dict[tuple[str, str], int]:
+    """By benchmark and version, the date of the newest commit that has results of them."""
+    found: dict[tuple[str, str], int] = {}
+    for content in filter(None, results):
+        for name, row in _cells(content).items():
+            key = (name, str(row.get("version")))
+            found[key] = max(found.get(key, 0), content["date"])
+    return found
+
+
+def merged_versions(ours: dict[str, str], theirs: dict[str, str]) -> dict[str, str]:
+    """What two runners measured one commit with: both versions, where they had different ones."""
+    both = dict(theirs)
+    for name, version in ours.items():
+        every = {*version.split(AND), *both.get(name, version).split(AND)}
+        both[name] = AND.join(sorted(every))
+    return both
 
 
 def _is_nan(value: Any) -> bool:
