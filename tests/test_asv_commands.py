@@ -140,7 +140,7 @@ def fused_us(folder: Path, workload: str = "1x32x128000-fp16-100") -> dict[int, 
     every = read(results, survey(results, commits), commits)
     (points,) = [
         points for series, points in every.items()
-        if series.benchmark.endswith("Quick.track_fused_us") and series.parameters == (workload, "call_us")
+        if series.benchmark.endswith("Quick.track_fused_us") and series.values == (workload, "call_us")
     ]  # fmt: skip
     return {commits.index(point.commit): point.value for point in points}
 
@@ -156,7 +156,7 @@ def test_results_hold_intervals_and_what_they_were_measured_with(measured: Path)
     commits = commits_of(measured)
     results = measured / ".asv" / "results"
     for series, points in read(results, survey(results, commits), commits).items():
-        if series.benchmark.endswith("Quick.track_relative") and series.parameters[1] == "call_us":
+        if series.benchmark.endswith("Quick.track_relative") and series.values[1] == "call_us":
             assert points[FIRST].low is not None
             assert points[FIRST].high is not None
             assert points[FIRST].low < 0.1 < points[FIRST].high

@@ -106,7 +106,7 @@ def test_asv_stores_what_was_judged_and_a_repetition_replaces_it(here: Path, cap
     assert stored_medians(here, commit, "track_fused_us") == [21.0]
     points = read(history.RESULTS, survey(history.RESULTS, [commit]), [commit])
     (series,) = {one for one in points if one.benchmark.endswith("Quick.track_fused_us")
-                 and one.parameters == (WORKLOAD, "call_us")}  # fmt: skip
+                 and one.values == (WORKLOAD, "call_us")}  # fmt: skip
     (point,) = points[series]
     assert point.environment["torch"] == "2.14.0", "what it was measured with the second time"
     assert (series.machine, series.unit, series.less_is_better) == ("some-cpu-2-0ghz-2-cores", "µs", True)

@@ -529,6 +529,16 @@ def test_a_benchmark_that_failed_as_a_whole_or_is_no_more_is_no_fault_and_is_not
     assert "Not shown" not in Page(page).words
 
 
+def test_parameters_that_differ_by_their_quotes_are_two_series_and_numbers_have_names(tmp_path: Path) -> None:
+    machine_file(tmp_path, {"machine": "m", "version": 1})
+    about = {"version": "1", "param_names": ["x", "kind"]}
+    (tmp_path / "benchmarks.json").write_text(json.dumps({"version": 2, "a.b": about}))
+    content = result(results={"a.b": [[1.0, 50.0], [["1", "'1'"], ["'quick'"]]]})
+    (tmp_path / "m" / "some.json").write_text(json.dumps(content))
+    points = read(tmp_path, survey(tmp_path, ["a" * 40]), ["a" * 40])
+    assert {one.name: values[0].value for one, values in points.items()} == {"b(x=1, quick)": 1.0, "b(1, quick)": 50.0}
+
+
 @pytest.mark.parametrize("version", ["2", None])
 def test_an_edited_benchmark_is_blamed_on_no_commit(tmp_path: Path, version: str | None) -> None:
     """asv counts an edited benchmark's version up; what an old asv stored has none, and belongs to every version."""

@@ -207,7 +207,7 @@ def _may_be_bisected(change: Change) -> bool:
 
 
 def _judged_clock(change: Change) -> bool:
-    workload, clock = change.series.parameters
+    workload, clock = change.series.values
     return workload in workloads.WORKLOADS and any(clock in clocks for clocks in policy.CLOCKS.values())
 
 
@@ -224,7 +224,7 @@ def _bisect(change: Change, commits: Sequence[str]) -> Change:
 def _slower_than(change: Change) -> Callable[[str], bool | None]:
     """Whether a commit is slower than the last good one by more than half of the change; None where that cannot be
     told."""
-    workload, clock = change.series.parameters
+    workload, clock = change.series.values
     chosen, _ = workloads.select([workload], gpu=measure.has_gpu())
     half = min((change.ratio - 1) / 2, 0.5)  # of a larger one, less tells the sides apart
 

@@ -23,15 +23,28 @@ class Series:
 
     machine: str
     benchmark: str  # asv's name of it: "bench_post_process.track_fused_us"
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...]  # as asv writes them: 'a' with its quotes, 1 without
     unit: str
     less_is_better: bool
     environment: str = ""  # asv's name of it, where results are of several
+    parameter_names: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         short = self.benchmark.rpartition(".")[2]
-        return f"{short}({', '.join(self.parameters)})" if self.parameters else short
+        return f"{short}({self.chosen})" if self.parameters else short
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The parameters without quotes."""
+        return tuple(text.strip("'") for text in self.parameters)
+
+    @property
+    def chosen(self) -> str:
+        """The parameters for a reader: words speak for themselves, of a number one has to know what it is."""
+        names = self.parameter_names if len(self.parameter_names) == len(self.parameters) else ("",) * len(self.values)
+        told = zip(names, self.parameters, self.values, strict=True)
+        return ", ".join(f"{name}={text}" if name and text == value else value for name, text, value in told)
 
 
 @dataclass(frozen=True)
@@ -66,12 +79,12 @@ def _values(
     for name, cells in current(content, meta).items():
         about = meta[name]
         unit, less_is_better = str(about.get("unit") or ""), bool(about.get("less_is_better", True))
+        names = tuple(map(str, about.get("param_names") or ()))
+        machine = content["params"]["machine"]
         columns = [cells.get(column) for column in ("result", "stats_ci_99_a", "stats_ci_99_b")]
         for number, chosen in enumerate(itertools.product(*cells["params"])):
             value, low, high = (None if column is None else _number(column[number]) for column in columns)
-            texts = tuple(text.strip("'") for text in chosen)
-            one = Series(content["params"]["machine"], name, texts, unit, less_is_better, environment)
-            yield one, value, (low, high)
+            yield Series(machine, name, chosen, unit, less_is_better, environment, names), value, (low, high)
 
 
 def _told(content: dict[str, Any]) -> dict[str, str]:

@@ -247,7 +247,7 @@ def _now(curve: Curve, curves: Sequence[Curve], label: str, unit: str) -> Figure
     assert point is not None
     assert point.value is not None
     values = [one.latest.value for one in curves if _alike(one, curve) and one.latest and one.latest.value is not None]
-    about = [", ".join(curve.series.parameters)] if curve.series.parameters else []
+    about = [curve.series.chosen] if curve.series.parameters else []
     if point.low is not None and point.high is not None:
         about.insert(0, f"{reading(point.low, unit)} to {reading(point.high, unit)} with 99 % confidence")
     if len(values) > 1:
@@ -273,8 +273,8 @@ def _smallest(headline: Curve, noise: NoiseRecord | None) -> Figure:
     }
     own = headline.detectable
     history = "" if own is None else f"{percent(own)} from one commit to the next, by the history's own scatter"
-    if mine := [value for key, value in told.items() if set(key) <= set(headline.series.parameters)]:
-        same_clock = [value for key, value in told.items() if key[1] in headline.series.parameters]
+    if mine := [value for key, value in told.items() if set(key) <= set(headline.series.values)]:
+        same_clock = [value for key, value in told.items() if key[1] in headline.series.values]
         about = [
             f"by the gate, two commits side by side in {GATE_PROCESSES} processes each",
             f"{len(same_clock)} workloads: {percent(min(same_clock))} to {percent(max(same_clock))}",
