@@ -181,6 +181,7 @@ def test_the_explorer_has_what_it_asks_for_and_none_of_asvs_pages(planted: tuple
         json.loads((folder / name).read_text()) if name.endswith("json") else (folder / name).read_bytes()
     left = {one.name for one in folder.iterdir() if one.suffix in (".html", ".js", ".css")}
     assert left == {"index.html"}
+    assert "../index.html" in Page(folder / "index.html").all("a", "href"), "a way back"
     graphs = list(folder.rglob(f"{SPEEDUP}.json"))
     assert len([one for one in graphs if "summary" not in str(one)]) == 2, (
         "one of each machine: versions split no curve"
@@ -760,6 +761,7 @@ def test_commits_are_linked_where_the_remote_is_a_known_forge(tmp_path: Path, ur
     ("value", "unit", "text"),
     [
         (0.00321, "seconds", "3.21 ms"),
+        (0.0009997, "seconds", "1.00 ms"),
         (5.2e7, "bytes", "49.6 MiB"),
         (15.93, "x", "15.9×"),  # noqa: RUF001
         (7.6, "µs", "7.60 µs"),

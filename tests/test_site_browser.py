@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import shutil
 import subprocess
 import threading
@@ -165,6 +166,72 @@ def test_the_chart_shows_the_planted_change_at_its_commit(built, visit) -> None:
 
     drawn = seen.evaluate("document.querySelector('#plot canvas').toDataURL()")
     assert len(drawn) > 5000, "something is on the canvas"
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of 900 commits of another project, without intervals, whose labels are as long as they become."""
+    folder = tmp_path_factory.mktemp("long")
+    one = Benchmark("sorting.time_sort", "seconds", 0.0011, {}, None, "time")
+    history = make(folder, commits=900, benchmarks=(one,), noise=0.01)
+    for path in history.results.glob("*/*-shared-py3.json"):
+        content = json.loads(path.read_text())
+        content["results"]["sorting.time_sort"][5:7] = [None, None]
+        path.write_text(json.dumps(content))
+    return site.build(history.results, history.repository, folder / "site")
+
+
+def test_a_long_history_is_drawn_as_medians_until_zoomed(long: Path, visit) -> None:
+    seen = visit(long.as_uri())
+    page = seen.page
+    assert "medians of 5 commits each" in page.inner_text("#legend")
+    assert "interval" not in page.inner_text("#legend"), "the results have none"
+    page.focus("#plot")
+    page.keyboard.press("Home")
+    for _ in range(45):
+        page.keyboard.press("PageDown")
+    assert "Change number 450" in page.inner_text("#readout"), "every commit is reached, drawn or not"
+    for _ in range(3):
+        page.keyboard.press("+")
+    assert page.inner_text("#legend").startswith("value")
+    assert "Change number 450" in page.inner_text("#readout")
+    page.keyboard.press("ArrowRight")
+    assert "Change number 451" in page.inner_text("#readout")
+    for _ in range(4):
+        page.keyboard.press("-")
+    assert "medians of 5 commits each" in page.inner_text("#legend")
+    box = page.locator(".u-over").bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 250, box["y"] + 50)
+    page.mouse.up()
+    assert page.inner_text("#legend").startswith("value")
+    page.mouse.dblclick(box["x"] + 100, box["y"] + 50)
+    assert "medians of 5 commits each" in page.inner_text("#legend")
+    assert seen.faults == []
+
+
+def test_labels_beside_the_chart_are_whole(long: Path, browser) -> None:
+    page = browser.new_page(viewport=WIDE)
+    page.add_init_script(
+        """window.cut = []; window.labels = 0;
+        const draw = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+          const end = new DOMPoint(x, y).matrixTransform(this.getTransform()).x;
+          if (this.textAlign === "right") {
+            window.labels += 1;
+            if (end < this.measureText(text).width) window.cut.push(text);
+          }
+          return draw.apply(this, arguments);
+        };"""
+    )
+    page.goto(long.as_uri())
+    page.wait_for_selector("#plot[data-series]")
+    for _ in range(8):
+        page.locator("#plot").press("+")
+    assert page.evaluate("window.labels") > 5
+    assert page.evaluate("window.cut") == []
+    page.close()
 
 
 def test_another_series_is_shown_when_it_is_asked_for(built, visit) -> None:

@@ -19,6 +19,7 @@ UNUSED = (
     "jquery.flot.axislabels.js", "regressions.css", "regressions.js", "summarygrid.js", "summarylist.css",
     "summarylist.js", "swallow.ico", "swallow.png",
 )  # fmt: skip
+BACK = '<p style="margin: .5rem 1rem; font: 1rem system-ui, sans-serif"><a href="../index.html">Overview</a></p>'
 LONGEST_S = 1800  # that asv may take; for 2,000 commits of 40 series it takes half a minute
 KEPT = ("project", "project_url", "hash_length", "regressions_first_commits", "regressions_thresholds")
 
@@ -53,6 +54,8 @@ def publish(
     _run("asv_tachyon", "install", str(html))
     for name in UNUSED:
         (html / name).unlink(missing_ok=True)
+    page = html / "index.html"
+    page.write_text(page.read_text().replace("<body>", f"<body>{BACK}", 1))
     subjects = {"by_hash": {one.hash: one.subject for one in commits}}
     wanted: dict[str, Any] = {"commits.json": subjects, "profiles.json": {"paths": {}}, "regressions-ignore.json": []}
     for name, content in wanted.items():

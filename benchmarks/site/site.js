@@ -10,6 +10,8 @@ const dashboard = (() => {
   let shown = null; // the series in the chart
   let plot = null;
   let wanted = null;
+  const MOST = 400; // points that are drawn one by one; of more a line is a block, so medians of neighbours are drawn
+  const BINS = 200;
 
   function load(path) {
     if (!loaded.has(path)) {
@@ -92,11 +94,65 @@ const dashboard = (() => {
     context.restore();
   }
 
+  function median(values) {
+    const sorted = values.filter((one) => one !== null).sort((one, other) => one - other);
+    const half = sorted.length >> 1;
+    if (!sorted.length) return null;
+    return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+  }
+
+  function between(low, high) { // what is drawn of that stretch of the branch, and of how many commits each is the median
+    const begin = Math.max(0, shown.places.findIndex((place) => place >= low) - 1);
+    const end = shown.places.findLastIndex((place) => place <= high) + 2;
+    const part = (values) => values.slice(begin, end), count = part(shown.places).length;
+    const size = count > MOST ? Math.ceil(count / BINS) : 1;
+    const binned = (values, middle) => {
+      const bins = [];
+      for (let first = 0; first < values.length; first += size) bins.push(middle(values.slice(first, first + size)));
+      return bins;
+    };
+    const scaled = (values) => binned(part(values), median).map((value) => (value === null ? null : value / shown.divisor));
+    const values = scaled(shown.values);
+    const bound = (bounds) => scaled(bounds).map((one, number) => (values[number] === null ? null : one ?? values[number]));
+    const places = binned(part(shown.places), (some) => some[some.length >> 1]);
+    return {data: [places, bound(shown.low), bound(shown.high), values], size};
+  }
+
+  function zoom(low, high) {
+    const {data, size} = between(low, high);
+    const margin = low === high ? 1 : 0; // one commit alone
+    plot.batch(() => {
+      plot.setData(data, false);
+      plot.setScale("x", {min: low - margin, max: high + margin});
+    });
+    document.querySelector(".value-key").textContent = size === 1 ? "value" : `medians of ${size} commits each, until zoomed`;
+  }
+
+  function zoomToSelected(chart) {
+    const {left, width} = chart.select;
+    if (width === 0) return;
+    chart.setSelect({left: 0, top: 0, width: 0, height: 0}, false);
+    zoom(chart.posToVal(left, "x"), chart.posToVal(left + width, "x"));
+  }
+
+  function pointed(chart) { // the number of the point nearest to the cursor, though it may be drawn with others as one
+    if (chart.cursor.left === null || chart.cursor.left === undefined || chart.cursor.left < 0) return null;
+    const place = chart.posToVal(chart.cursor.left, "x");
+    const after = shown.places.findIndex((one) => one >= place);
+    if (after < 0) return shown.places.length - 1;
+    return after > 0 && place - shown.places[after - 1] < shown.places[after] - place ? after - 1 : after;
+  }
+
+  function widthOf(chart, labels, axis) {
+    const {font, gap, ticks} = chart.axes[axis];
+    chart.ctx.font = font[0];
+    const widths = (labels ?? []).map((label) => chart.ctx.measureText(label).width / devicePixelRatio);
+    return Math.ceil(ticks.size + gap + Math.max(0, ...widths));
+  }
+
   function draw(series) {
     shown = series;
-    const scaled = (values) => values.map((value) => (value === null ? null : value / series.divisor));
-    const values = scaled(series.values);
-    const bound = (bounds) => scaled(bounds).map((one, number) => (values[number] === null ? null : one ?? values[number]));
+    const {data} = between(series.places[0], series.places[series.places.length - 1]);
     const target = byId("plot");
     if (plot) plot.destroy();
     const axis = {stroke: colour("soft"), grid: {stroke: colour("grid"), width: 1}, ticks: {stroke: colour("grid"), width: 1}};
@@ -106,16 +162,20 @@ const dashboard = (() => {
       scales: {x: {time: false, range: (chart, low, high) => (low === high ? [low - 1, high + 1] : [low, high])}},
       axes: [
         {...axis, values: ticks, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]},
-        {...axis, size: 68, values: (chart, splits) => splits.map((value) => digits(value) + (series.unit.length <= 3 ? series.unit : ""))},
+        {...axis, size: widthOf, values: (chart, splits) => splits.map((value) => digits(value) + (series.unit.length <= 3 ? series.unit : ""))},
       ],
       series: [
         {}, {...plain}, {...plain},
-        {stroke: colour("curve"), width: 2, points: {show: values.length <= 80, size: 6, fill: colour("back"), width: 1.5}},
+        {stroke: colour("curve"), width: 2, points: {show: (chart, line, first, last) => last - first < 80, size: 6, fill: colour("back"), width: 1.5}},
       ],
       bands: [{series: [2, 1], fill: colour("band")}],
-      cursor: {points: {size: 10}, drag: {x: true, y: false}, focus: {prox: -1}},
-      hooks: {drawClear: [verticals], setCursor: [(chart) => tell(chart.cursor.idx)]},
-    }, [series.places, bound(series.low), bound(series.high), values], target);
+      cursor: {
+        points: {size: 10}, drag: {x: true, y: false, setScale: false}, focus: {prox: -1}, bind: {dblclick: () => whole},
+      },
+      hooks: {drawClear: [verticals], setCursor: [(chart) => tell(pointed(chart))], setSelect: [zoomToSelected]},
+    }, data, target);
+    whole();
+    document.querySelector(".band-key").hidden = series.low.every((one) => one === null);
     target.setAttribute("aria-label", `${series.name} on ${series.machine}: ${series.values.length} commits, ` + changes(series));
     target.dataset.series = series.name;
     byId("subject").textContent = `${series.name} on ${series.machine}: ${series.unit ? `${series.unit.trim()}, ` : ""}${series.lessIsBetter ? "less" : "more"} is better`;
@@ -184,6 +244,14 @@ const dashboard = (() => {
       ...notes(place).flatMap((note) => [" · ", isolated(note)]));
   }
 
+  function pointAt(number) {
+    const value = shown.values[number];
+    plot.setCursor({
+      left: plot.valToPos(shown.places[number], "x"), top: value === null ? 0 : plot.valToPos(value / shown.divisor, "y"),
+    }, false);
+    tell(number);
+  }
+
   function key(event) {
     if (!plot) return;
     const last = shown.values.length - 1, now = told ? told.number : last;
@@ -193,17 +261,19 @@ const dashboard = (() => {
       const number = Math.min(last, Math.max(0, moved));
       const place = shown.places[number];
       if (place < plot.scales.x.min || place > plot.scales.x.max) whole();
-      const value = shown.values[number];
-      plot.setCursor({left: plot.valToPos(place, "x"), top: value === null ? 0 : plot.valToPos(value / shown.divisor, "y")}, false);
-      tell(number);
+      pointAt(number);
+    } else if (event.key === "+" || event.key === "-") {
+      const {min, max} = plot.scales.x, reach = Math.max(1, (max - min) * (event.key === "+" ? 0.25 : 1)), place = shown.places[now];
+      event.preventDefault();
+      zoom(Math.max(shown.places[0], place - reach), Math.min(shown.places[last], place + reach));
+      pointAt(now);
     } else if (event.key === "Enter" && commits.link && event.target === byId("plot")) {
       window.open(commits.link + commitAt(shown.places[now]).hash, "_blank", "noopener");
     }
   }
 
   function whole() {
-    const places = shown.places;
-    plot.setScale("x", {min: places[0], max: places[places.length - 1]});
+    zoom(shown.places[0], shown.places[shown.places.length - 1]);
   }
 
   function tabulate() {

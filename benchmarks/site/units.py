@@ -37,7 +37,8 @@ def scale(values: Sequence[float], unit: str) -> tuple[float, str]:
 
 
 def _scaled(value: float, scale: tuple[tuple[float, str], ...]) -> str:
-    size, name = next(((size, name) for size, name in scale if abs(value) >= size), scale[-1])
+    rounded = abs(float(f"{value:.3g}"))  # 999.7 of one unit are 1.00 of the next
+    size, name = next(((size, name) for size, name in scale if rounded >= size), scale[-1])
     return f"{digits(value / size)} {name}"
 
 
