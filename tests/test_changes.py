@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import __main__ as cli
 from benchmarks.history import command
-from benchmarks.history.changes import Change, changes, narrowed
+from benchmarks.history.changes import Beside, Change, changes, narrowed
 from benchmarks.history.points import Point, Series, asv_config, commits_of, left_out, read
 from benchmarks.history.survey import survey
 from tests import synthetic_history
@@ -193,6 +193,18 @@ def test_a_version_that_is_first_noted_at_a_step_may_be_to_blame_and_at_another_
     assert found.environment == {}
 
 
+@pytest.mark.parametrize(("update", "points"), [(28, -2), (29, -1), (31, 1), (32, 2), (27, None), (33, None)])
+def test_an_update_beside_a_commits_step_may_have_had_a_part_in_it(update: int, points: int | None) -> None:
+    (found,) = stepped(1.2, {0: {"driver": "1"}, update: {"driver": "2"}})
+    assert (found.first, found.environment) == (f"{30:040x}", {})
+    assert found.beside == (Beside({"driver": ("1", "2")}, points) if points else None)
+    text = command.told([found], {}) + command.issue([found])
+    where = {-2: "2 measured commits earlier", -1: "one measured commit earlier", 1: "one measured commit later"}
+    assert text.count(f"part of it may be driver 1 to 2, {where.get(points or 0, '2 measured')}") == (
+        2 if points else 0
+    )
+
+
 @pytest.mark.parametrize("turns", ["one, other", "one in ten", "for one commit"])
 def test_runners_of_two_drivers_that_take_turns_take_no_blame_from_a_commit(turns: str) -> None:
     """The same driver measured both levels."""
@@ -210,7 +222,7 @@ def test_runners_of_two_drivers_that_take_turns_take_no_blame_from_a_commit(turn
         for n, name in enumerate(commits)
     ]
     (found,) = changes(TIME, points, commits)
-    assert (found.first, found.environment) == (commits[20], {})
+    assert (found.first, found.environment, found.beside) == (commits[20], {}, None)
 
 
 def test_a_driver_that_slows_down_whenever_it_comes_is_to_blame() -> None:

@@ -210,6 +210,12 @@ def test_another_project_is_told_of_in_its_own_terms(tmp_path: Path) -> None:
         assert term not in words.partition("How to read this")[0]
 
 
+def test_an_update_one_commit_beside_a_step_is_told_with_it(tmp_path: Path) -> None:
+    history = make(tmp_path, commits=40, noise=0.003, steps=[Step(30, 1.2)], updates=[Updated(29, "driver", "590.11")])
+    words = Page(site.build(history.results, history.repository, tmp_path / "site")).words
+    assert "Part of it may be driver 580.159.04 → 590.11, one measured commit earlier." in words
+
+
 def test_what_asv_itself_says_of_machine_and_libraries_takes_the_blame(tmp_path: Path) -> None:
     history = make(
         tmp_path,

@@ -26,7 +26,16 @@ LEAST_POINTS = 2
 EITHER_SIDE, FARTHEST = 3, 3
 
 
+TURNS = 10  # points among which a version that came back was never gone
 UNKNOWN = "unknown"  # a version before it was first noted
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What became another so near to a step that the two are seen as one."""
+
+    differences: dict[str, tuple[str, str]]  # before, after
+    points: int  # after the step; before it where negative
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Change:
     high: float
     between: int  # commits after `last_before` and before `first` that have no point
     environment: dict[str, tuple[str, str]]  # what else became another at the same step, before and after
+    beside: Beside | None = None  # where the step is blamed on a commit
 
     @property
     def ratio(self) -> float:
@@ -68,6 +78,7 @@ def changes(series: Series, points: Sequence[Point], commits: Sequence[str]) -> 
             continue
         reach = deviation * _reach(left, right, len(logs) - len(segments))
         last, first = known[left[1] - 1], known[right[0]]
+        environment = _environment_at(known, updates, logs, (left, right), (before, after), deviation)
         found.append(
             Change(
                 series,
@@ -78,7 +89,8 @@ def changes(series: Series, points: Sequence[Point], commits: Sequence[str]) -> 
                 math.exp(after - before - reach),
                 math.exp(after - before + reach),
                 order[first.commit] - order[last.commit] - 1,
-                _environment_at(known, updates, logs, (left, right), (before, after), deviation),
+                environment,
+                None if environment else _beside(updates, right[0]),
             )
         )
     return found
@@ -186,6 +198,22 @@ def _environment_at(
         if told := {one.name: (one.old, one.new) for one in there if not makes_none(one, place)}:
             return told
     return {}
+
+
+def _beside(updates: Sequence[_Update], step: int) -> Beside | None:
+    """The nearest update that lies too near to a step for the level between them to be known; none where runners of
+    two versions take turns."""
+    lone = [
+        one
+        for one in updates
+        if not any(0 < abs(one.latest - other.latest) <= TURNS for other in updates if other.name == one.name)
+    ]
+    apart = {one: min(max(one.earliest, step), one.latest) - step for one in lone}
+    near = [one for one, points in apart.items() if 0 < abs(points) <= LEAST_POINTS]
+    if not near:
+        return None
+    points = min((apart[one] for one in near), key=abs)
+    return Beside({one.name: (one.old, one.new) for one in near if apart[one] == points}, points)
 
 
 def _places(logs: Sequence[float], step: int, levels: Sequence[float], deviation: float) -> list[int]:

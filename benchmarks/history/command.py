@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gate, measure, policy, session, workloads
-from benchmarks.history.changes import Change, changes, narrowed
+from benchmarks.history.changes import Beside, Change, changes, narrowed
 from benchmarks.history.machine import machine_name, this_machine
 from benchmarks.history.points import Point, Series, asv_config, commits_of, left_out, read
 from benchmarks.history.survey import survey
@@ -148,12 +148,25 @@ def _remark(change: Change) -> str:
         text = f"; or by one of the {change.between} commits after {change.last_before[:10]} that were not measured"
     if change.environment:
         text += "; environment: " + environment_of(change)
+    if change.beside:
+        text += "; " + beside_of(change.beside)
     return text
+
+
+def beside_of(beside: Beside) -> str:
+    """What else may have had a part in a step, in words."""
+    commits = "one measured commit" if abs(beside.points) == 1 else f"{abs(beside.points)} measured commits"
+    where = f"{commits} {'later' if beside.points > 0 else 'earlier'}"
+    return f"part of it may be {_differences(beside.differences)}, {where}"
 
 
 def environment_of(change: Change) -> str:
     """What else became another, in words."""
-    return ", ".join(f"{name} {old} to {new}" for name, (old, new) in change.environment.items())
+    return _differences(change.environment)
+
+
+def _differences(differences: dict[str, tuple[str, str]]) -> str:
+    return ", ".join(f"{name} {old} to {new}" for name, (old, new) in differences.items())
 
 
 def issue(found: Sequence[Change]) -> str:
@@ -178,9 +191,10 @@ def _table(found: Iterable[Change]) -> list[str]:
     for one in found:
         commit = one.first[:10] if not one.between else f"{one.last_before[:10]}..{one.first[:10]}"
         unit = _cell(one.series.unit)
+        environment = beside_of(one.beside) if one.beside else environment_of(one)
         cells = [
             commit, _cell(one.series.machine), _cell(one.series.name), size(one).split(maxsplit=1)[1],
-            f"{one.before:.4g} {unit}", f"{one.after:.4g} {unit}", _cell(environment_of(one)),
+            f"{one.before:.4g} {unit}", f"{one.after:.4g} {unit}", _cell(environment),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return lines

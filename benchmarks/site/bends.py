@@ -7,12 +7,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.history.changes import Change
+from benchmarks.history.changes import TURNS, Beside, Change
 from benchmarks.site.commits import Commit
 from benchmarks.site.curves import Curve
 
 NEIGHBOURS = 2  # measured commits within which series may place the same step: noise moves it by one or two
-TURNS = 10  # points among which a version that came back was never gone
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Bend:
     last_before: Commit
     worse: bool
     environment: dict[str, tuple[str, str]]
+    beside: Beside | None
     between: int  # commits that were not measured
     changes: tuple[tuple[Curve, Change], ...]  # largest first
 
@@ -77,7 +77,8 @@ def _bend(commit: str, group: Sequence[tuple[Curve, Change]], by_hash: dict[str,
     first = ordered[0][1]
     before = by_hash[first.last_before]
     environment, between = first.environment, first.between
-    return Bend(first.series.machine, by_hash[commit], before, first.worse, environment, between, ordered)
+    beside = next((change.beside for _, change in ordered if change.beside), None)
+    return Bend(first.series.machine, by_hash[commit], before, first.worse, environment, beside, between, ordered)
 
 
 def environment_changes(curves: Sequence[Curve], commits: Sequence[Commit]) -> list[EnvironmentChange]:
