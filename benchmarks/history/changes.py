@@ -6,6 +6,7 @@ another driver, PyTorch or Triton is the environment's and blamed on no commit.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import statistics
@@ -26,6 +27,8 @@ LEAST_POINTS = 2
 EITHER_SIDE, FARTHEST = 3, 3
 
 
+NEIGHBOURS = 2  # measured commits within which series may place the same step
+MANY = 4  # times as many series, that a step of the environment is told by
 TURNS = 10  # points among which a version that came back was never gone
 UNKNOWN = "unknown"  # a version before it was first noted
 
@@ -94,6 +97,50 @@ def changes(series: Series, points: Sequence[Point], commits: Sequence[str]) -> 
             )
         )
     return found
+
+
+def of_every(points: dict[Series, list[Point]], commits: Sequence[str]) -> dict[Series, list[Change]]:
+    """The steps of every series; one beside those of many other series of its machine, which came with another
+    environment, is of that too: noise moves a step by a commit or two."""
+    found = {series: changes(series, values, commits) for series, values in points.items()}
+    measured: dict[str, set[str]] = {}
+    for series, values in points.items():
+        measured.setdefault(series.machine, set()).update(point.commit for point in values)
+    order = {
+        machine: {commit: number for number, commit in enumerate(one for one in commits if one in some)}
+        for machine, some in measured.items()
+    }
+    alike: dict[tuple[str, bool], list[Change]] = {}
+    for change in itertools.chain.from_iterable(found.values()):
+        alike.setdefault((change.series.machine, change.worse), []).append(change)
+    return {
+        series: [
+            _with_the_many(one, alike[series.machine, one.worse], order[series.machine]) if not one.environment else one
+            for one in some
+        ]
+        for series, some in found.items()
+    }
+
+
+def _with_the_many(change: Change, alike: Sequence[Change], order: dict[str, int]) -> Change:
+    """As the environment's, where a group of changes that is at least `MANY` times as large as that of the blamed ones
+    lies beside it, and its own size may be theirs."""
+    near = [one for one in alike if abs(order[one.first] - order[change.first]) <= NEIGHBOURS]
+    many = [one for one in near if one.environment]
+    if len(many) < MANY * (len(near) - len(many)) or _least(change) > statistics.median(map(_size, many)):
+        return change
+    return dataclasses.replace(change, environment=many[0].environment, beside=None)
+
+
+def _size(change: Change) -> float:
+    return abs(math.log(change.ratio))
+
+
+def _least(change: Change) -> float:
+    """The smallest size in a change's interval."""
+    if change.low <= 1 <= change.high:
+        return 0.0
+    return min(abs(math.log(change.low)), abs(math.log(change.high)))
 
 
 def _segments(logs: Sequence[float]) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gate, measure, policy, session, workloads
-from benchmarks.history.changes import Beside, Change, changes, narrowed
+from benchmarks.history.changes import Beside, Change, narrowed, of_every
 from benchmarks.history.machine import machine_name, this_machine
 from benchmarks.history.points import Point, Series, asv_config, commits_of, left_out, read
 from benchmarks.history.survey import survey
@@ -88,9 +88,9 @@ def bent(points: dict[Series, list[Point]], commits: Sequence[str], without: Seq
     order = {commit: number for number, commit in enumerate(commits)}
     found = [
         change
-        for series, values in points.items()
+        for series, some in of_every(points, commits).items()
         if not any(re.match(pattern, series.benchmark) for pattern in without)
-        for change in changes(series, values, commits)
+        for change in some
     ]
     return sorted(
         found, key=lambda one: (order[one.first], one.series.machine, one.series.environment, one.series.name)

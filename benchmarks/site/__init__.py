@@ -130,11 +130,11 @@ def _curves(
         machine: frozenset([commit for commit in order if commit in some][-RECENT:])
         for machine, some in measured.items()
     }
+    found = changes.of_every(series, order)
     curves = []
     names = sorted({one.benchmark for one in series})
     ordered = sorted(series.items(), key=lambda item: (names.index(item[0].benchmark), item[0].machine))
     for number, (one, known) in enumerate(ordered):
         judged = not any(re.match(pattern, one.benchmark) for pattern in ignored)
-        found = changes.changes(one, known, order)
-        curves.append(Curve(f"s{number}", one, known, found, judged, near[one.machine]))
+        curves.append(Curve(f"s{number}", one, known, found[one], judged, near[one.machine]))
     return curves

@@ -7,11 +7,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.history.changes import TURNS, Beside, Change
+from benchmarks.history.changes import NEIGHBOURS, TURNS, Beside, Change
 from benchmarks.site.commits import Commit
 from benchmarks.site.curves import Curve
-
-NEIGHBOURS = 2  # measured commits within which series may place the same step: noise moves it by one or two
 
 
 @dataclass(frozen=True)
