@@ -3,6 +3,7 @@ blamed on no commit. On histories that nobody measured."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -72,6 +73,30 @@ def test_slow_drift_below_the_noise_is_no_step_and_an_outlier_is_none() -> None:
     commits, _, points = walk(3, 1.0)
     points[30] = Point(commits[30], 15.0, None, None, {})
     assert changes(TIME, points, commits) == []
+
+
+def test_disturbed_measurements_that_happen_to_be_neighbours_are_no_step_however_long_the_history() -> None:
+    """One in twenty is disturbed."""
+    told = 0
+    for seed in range(100):
+        draw = random.Random(seed)
+        logs = [draw.gauss(0, 0.01) + (abs(draw.gauss(0, 0.05)) if draw.random() < 0.05 else 0) for _ in range(500)]
+        points = [Point(f"{n:040x}", 10 * math.exp(one), None, None, {}) for n, one in enumerate(logs)]
+        told += bool(changes(TIME, points, [point.commit for point in points]))
+    assert told <= 1
+
+
+@pytest.mark.parametrize(("points", "told"), [(2, False), (3, False), (4, True)])
+def test_a_step_of_few_points_stands_out_further_than_any_single_one(points: int, told: bool) -> None:
+    commits, _, known = walk(3, 1.0)
+    values = [(p.value or 0) * (1.2 if n >= 60 - points else 1) * (1.5 if n == 10 else 1) for n, p in enumerate(known)]
+    disturbed = [Point(name, value, None, None, {}) for name, value in zip(commits, values, strict=True)]
+    assert [one.first for one in changes(TIME, disturbed, commits)] == ([commits[60 - points]] if told else [])
+    calm = [
+        dataclasses.replace(p, value=v / 1.5 if n == 10 else v)
+        for n, (p, v) in enumerate(zip(known, values, strict=True))
+    ]
+    assert [one.first for one in changes(TIME, calm, commits)] == [commits[60 - points]]
 
 
 def test_two_steps_are_told_apart_and_directions_are_of_the_series() -> None:
