@@ -714,7 +714,14 @@ def test_a_version_is_told_once_where_runners_of_two_take_turns() -> None:
     turns = curve_of(noisy(40), environments={n: str(n % 2 if n < 20 else 2 if n < 35 else 1) for n in range(40)})
     found = bends.environment_changes([turns], commits_)
     told = [(int(one.commit.hash, 16), one.differences["driver"]) for one in found]
+    assert {one.steps for one in found} == {0}
     assert told == [(35, ("2", "1")), (20, ("1", "2")), (1, ("0", "1"))]
+
+
+def test_of_few_points_nobody_says_that_nothing_changed() -> None:
+    commits_ = [Commit(f"{place:040x}", "2026-01-01", "s") for place in range(3)]
+    (found,) = bends.environment_changes([curve_of(noisy(3), environments={2: "2"})], commits_)
+    assert found.steps is None
 
 
 def test_a_bend_between_commits_names_both() -> None:

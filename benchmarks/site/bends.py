@@ -18,7 +18,7 @@ class EnvironmentChange:
     commit: Commit
     last_before: Commit
     differences: dict[str, tuple[str, str]]  # before, after
-    steps: int  # of series, that came with it
+    steps: int | None  # of series, that came with it; None where all have too few points to tell
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def environment_changes(curves: Sequence[Curve], commits: Sequence[Commit]) -> l
     for machine, environments in machines.items():
         for some in environments.values():
             for last, now, differences in _differences(some, places):
-                steps = sum(_came_with(curve, now, places) for curve in some)
+                told = [curve for curve in some if curve.scatter is not None]
+                steps = sum(_came_with(curve, now, places) for curve in told) if told else None
                 found.append(EnvironmentChange(machine, commits[now], commits[last], differences, steps))
         for last, now, old, new in _renamed(environments, places):
             found.append(EnvironmentChange(machine, commits[now], commits[last], {"environment": (old, new)}, 0))
