@@ -289,12 +289,13 @@ def test_a_file_that_a_killed_run_left_half_written_is_named_and_nothing_is_push
     assert one.store.push() is not None
 
 
-def test_damage_on_the_branch_stops_nobody(runner: Any, remote: Path) -> None:
+@pytest.mark.parametrize("damage", ['{"commit_hash": ', "{}", '{"result_columns": [], "results": {"b": null}}'])
+def test_damage_on_the_branch_stops_nobody(runner: Any, remote: Path, damage: str) -> None:
     one, other = runner("one", range(2)), runner("other", (4,))
     one.store.push()
     git(one.folder, "fetch", "--quiet", "origin", BRANCH)
     git(one.folder, "worktree", "add", "--quiet", "--detach", str(one.folder / "by-hand"), "FETCH_HEAD")
-    (one.folder / "by-hand" / MACHINE / one.path(0).name).write_text('{"commit_hash": ')
+    (one.folder / "by-hand" / MACHINE / one.path(0).name).write_text(damage)
     git(one.folder / "by-hand", "commit", "--quiet", "--all", "--message", "broken")
     git(one.folder / "by-hand", "push", "--quiet", "origin", f"HEAD:{BRANCH}")
     other.store.fetch()

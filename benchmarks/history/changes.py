@@ -116,10 +116,7 @@ def of_every(points: dict[Series, list[Point]], commits: Sequence[str]) -> dict[
     for change in itertools.chain.from_iterable(found.values()):
         alike.setdefault((change.series.machine, change.worse), []).append(change)
     return {
-        series: [
-            _with_the_many(one, alike[series.machine, one.worse], order[series.machine]) if not one.environment else one
-            for one in some
-        ]
+        series: [_with_the_many(one, alike[series.machine, one.worse], order[series.machine]) for one in some]
         for series, some in found.items()
     }
 
@@ -127,6 +124,8 @@ def of_every(points: dict[Series, list[Point]], commits: Sequence[str]) -> dict[
 def _with_the_many(change: Change, alike: Sequence[Change], order: dict[str, int]) -> Change:
     """As the environment's, where a group of changes that is at least `MANY` times as large as that of the blamed ones
     lies beside it, and its own size may be theirs."""
+    if change.environment:
+        return change
     near = [one for one in alike if abs(order[one.first] - order[change.first]) <= NEIGHBOURS]
     many = [one for one in near if one.environment]
     if len(many) < MANY * (len(near) - len(many)) or _least(change) > statistics.median(map(_size, many)):

@@ -118,9 +118,8 @@ class Store:
                 continue
             if name == BENCHMARKS:
                 here = [_whole((self.results / one).read_bytes()) for one in changed if _is_of_a_commit(one)]
-                there = [
-                    _whole(one) for one in self._contents(one for name, one in theirs.items() if _is_of_a_commit(name))
-                ]
+                of_commits = [one for path, one in theirs.items() if _is_of_a_commit(path)]
+                there = [_whole(text) for text in self._contents(of_commits)]
                 both = merged_benchmarks(ours, other, _newest(here), _newest(there))
             else:
                 both = merged(ours, other) if name.endswith(".json") else merged_versions(ours, other)
@@ -229,7 +228,7 @@ def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     asv keeps a benchmark's columns in a list, shorter where the last ones are empty; a parameter that was not asked
     for has the value NaN.
     """
-    columns = list(dict.fromkeys([*theirs["result_columns"], *ours["result_columns"]]))
+    columns = list(dict.fromkeys([*theirs.get("result_columns", ()), *ours.get("result_columns", ())]))
     both = _cells(theirs)
     for name, row in _cells(ours).items():
         other = both.get(name)
@@ -243,8 +242,9 @@ def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cells(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of every benchmark, by column."""
-    return {name: dict(zip(content["result_columns"], row, strict=False)) for name, row in content["results"].items()}
+    """Of every benchmark, by column; nothing of what others damaged."""
+    columns, rows = content.get("result_columns", ()), content.get("results", {})
+    return {name: dict(zip(columns, row, strict=False)) for name, row in rows.items() if isinstance(row, list)}
 
 
 def _row(cells: dict[str, Any], columns: Sequence[str]) -> list[Any]:
@@ -294,7 +294,7 @@ def _newest(results: Iterable[dict[str, Any] | None]) -> dict[tuple[str, str], i
     for content in filter(None, results):
         for name, row in _cells(content).items():
             key = (name, str(row.get("version")))
-            found[key] = max(found.get(key, 0), content["date"])
+            found[key] = max(found.get(key, 0), content.get("date", 0))
     return found
 
 

@@ -19,7 +19,7 @@ UNUSED = (
     "jquery.flot.axislabels.js", "regressions.css", "regressions.js", "summarygrid.js", "summarylist.css",
     "summarylist.js", "swallow.ico", "swallow.png",
 )  # fmt: skip
-BACK = '<p style="margin: .5rem 1rem; font: 1rem system-ui, sans-serif"><a href="../index.html">Overview</a></p>'
+BACK = '<p style="margin: .5rem 1rem; font: 1rem sans-serif"><a href="../index.html">Back to the dashboard</a></p>'
 LONGEST_S = 1800  # that asv may take; for 2,000 commits of 40 series it takes half a minute
 KEPT = ("project", "project_url", "hash_length", "regressions_first_commits", "regressions_thresholds")
 
