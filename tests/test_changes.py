@@ -311,6 +311,19 @@ def test_one_damaged_file_stops_nothing_and_is_named(tmp_path: Path, capsys: pyt
     assert f"{path}: left out" in faults
 
 
+def test_what_cannot_be_read_in_every_file_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    history = synthetic_history.make(tmp_path, commits=6)
+    for place, path in enumerate(sorted((history.results / synthetic_history.MACHINES[0]).glob("*-shared-py3.json"))):
+        content = json.loads(path.read_text())
+        content["results"]["bench_post_process.track_fused_us"] = None
+        path.write_text(json.dumps({**content, "version": 1 if place == 5 else 2}))
+    arguments = ["history", "--results", str(history.results), "--repository", str(history.repository)]
+    assert cli.main(arguments) == 0
+    named, older = capsys.readouterr().err.splitlines()
+    assert named.endswith("track_fused_us: expected at most 11 columns, and in 4 other files")
+    assert older == "1 of an older format: left out, `asv update` converts them"
+
+
 def test_points_are_in_the_order_of_the_commits_and_gaps_have_no_value(tmp_path: Path) -> None:
     history = synthetic_history.make(tmp_path, commits=12, failed=[4])
     points = read(history.results, survey(history.results, history.commits), history.commits)

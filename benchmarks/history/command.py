@@ -18,7 +18,7 @@ from benchmarks import gate, measure, policy, session, workloads
 from benchmarks.history.changes import Beside, Change, narrowed, of_every
 from benchmarks.history.machine import machine_name, this_machine
 from benchmarks.history.points import Point, Series, asv_config, commits_of, left_out, read
-from benchmarks.history.survey import survey
+from benchmarks.history.survey import Survey, survey
 from benchmarks.measure import sides
 
 EXAMPLES = """examples:
@@ -61,10 +61,7 @@ def _history(options: argparse.Namespace) -> int:
     commits = commits_of(options.repository, options.branch)
     surveyed = survey(options.results, commits)
     points = read(options.results, surveyed, commits)
-    for path, reason in [*surveyed.damaged, *surveyed.faulty]:
-        print(f"{path}: left out, {reason}", file=sys.stderr)
-    if surveyed.older:
-        print(f"{len(surveyed.older)} results are of an older format: `asv update` converts them", file=sys.stderr)
+    _warn(surveyed)
     found = bent(points, commits, left_out(asv_config(options.repository, options.results)))
     if options.since is not None:
         (since, *_) = reversed(commits_of(options.repository, options.since))
@@ -81,6 +78,18 @@ def _history(options: argparse.Namespace) -> int:
         print(summary(points, commits, options.branch))
         print(told(found, subjects(options.repository, [one.first for one in found])))
     return 0
+
+
+def _warn(surveyed: Survey) -> None:
+    """Of what is left out, each reason once."""
+    reasons: dict[str, list[Path]] = {}
+    for path, reason in [*surveyed.damaged, *surveyed.faulty]:
+        reasons.setdefault(reason, []).append(path)
+    for reason, paths in reasons.items():
+        others = f", and in {len(paths) - 1} other files" if len(paths) > 1 else ""
+        print(f"{paths[0]}: left out, {reason}{others}", file=sys.stderr)
+    if surveyed.older:
+        print(f"{len(surveyed.older)} of an older format: left out, `asv update` converts them", file=sys.stderr)
 
 
 def bent(points: dict[Series, list[Point]], commits: Sequence[str], without: Sequence[str] = ()) -> list[Change]:
