@@ -109,8 +109,8 @@ class Forge:
             (place / name).mkdir(parents=True)
         checkout = place / "checkout"
         git(self.folder, "clone", "--quiet", str(self.remote), str(checkout))
-        # Of a pull request the workflow is its own; of a run that has finished, main's.
-        ref = payload["pull_request"]["head"]["sha"] if "pull_request" in payload else payload.get("after", "main")
+        # Of a pull request the workflow is its own; of every other event, main's.
+        ref = payload["pull_request"]["head"]["sha"] if event == "pull_request" else payload.get("after", "main")
         git(checkout, "fetch", "--quiet", "origin", ref)
         git(checkout, "checkout", "--quiet", "--detach", "FETCH_HEAD")
         path = checkout / ".github" / "workflows" / workflow

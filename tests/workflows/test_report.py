@@ -36,6 +36,19 @@ def report(forge: Forge, api: Api, event: dict[str, Any], measured: Done, conclu
     )  # fmt: skip
 
 
+def test_the_verdict_is_pending_whatever_the_pull_request_made_of_the_workflows(forge: Forge, api: Api) -> None:
+    """One without gpu-perf.yml, and with a green job of the verdict's name, gets no report."""
+    gone = {".github/workflows/perf-pending.yml": lambda _: "", ".github/workflows/gpu-perf.yml": lambda _: ""}
+    event = forge.pull_request(gone)
+    done = forge.act(
+        "perf-pending.yml", "pull_request_target", event, GITHUB_API_URL=api.url, GITHUB_REPOSITORY=REPOSITORY
+    )
+    assert done.jobs == {"Pending": True}, done.output[-3000:]
+    ((method, path, fields),) = api.written
+    assert (method, path) == ("POST", f"statuses/{event['pull_request']['head']['sha']}")
+    assert (fields["context"], fields["state"]) == ("perf-verdict", "pending")
+
+
 def test_a_slow_pull_request_is_told_once_and_the_comment_renewed(forge: Forge, api: Api) -> None:
     event = forge.pull_request(planted(fused=1.1))
     measured = forge.act("gpu-perf.yml", "pull_request", event, GITHUB_API_URL=api.url, GITHUB_REPOSITORY=REPOSITORY)
