@@ -17,10 +17,13 @@ JUDGED = (
     re.compile(r"docs/([\w-]+/)*[\w.-]+\.(md|png|svg)"),
     re.compile(r"[\w-]+\.md|LICENSE"),
 )
-# And of the judge all the same: the specification that results are held against; tests of the gate and the service, and
-# those under the sanitizer.
-FOLDERS = ("docs/runner/", "tests/containers/", "tests/perf/", "tests/sanitizer/", "tests/service/", "tests/workflows/")
-FILES = ("dllm_kernels/reference.py",)
+# And of the judge all the same: the specification that results are held against, and what Python would take in its
+# place; the gates of pytest, the tests under the sanitizer, those of image, service and workflows.
+FOLDERS = (
+    "dllm_kernels/reference/", "docs/runner/", "tests/containers/", "tests/perf/", "tests/sanitizer/", "tests/service/",
+    "tests/workflows/",
+)  # fmt: skip
+FILES = ("dllm_kernels/reference.py", "dllm_kernels/reference.pyi")
 
 
 def of_the_judge(paths: Iterable[str]) -> tuple[str, ...]:

@@ -141,6 +141,7 @@ def test_a_change_of_the_judge_is_red() -> None:
         "GNUmakefile", "rich.py", "json/__init__.py", "Dockerfile.dockerignore", "dllm_kernels/.gitattributes",
         ".gitattributes", "tests/conftest.py", "tests/pytest.ini", "tests/oracle.py", "Docs/Runner/admit.py",
         "docs/runner/admit.py", "dllm_kernels/data.json", "a/Dockerfile", "dllm_kernels/a\nb.py",
+        "dllm_kernels/reference/__init__.py", "dllm_kernels/reference.pyi",
     ],
 )  # fmt: skip
 def test_paths_of_the_judge(path: str) -> None:
