@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BOT = "github-actions[bot]"  # who speaks with a workflow's token
 MOST_COMPARED = 300  # files that GitHub tells of two commits
 MOST_ISSUES = 100  # one page; a label with more needs tidying up
+POINTERS = ("120000", "160000")  # git's modes of a link and a submodule, whose names say nothing of what is there
 MOST_OUTPUT = 200  # paths that are handed from job to job
 
 
@@ -66,8 +67,10 @@ def _plan(options: argparse.Namespace) -> int:
     """Writes `base` (the merge base), `gpus` (its list) and `changed` (paths of the judge) to the step's outputs."""
     base = _git(options.repository, "merge-base", options.base, options.head).strip()
     listed = gpus.read(_git(options.repository, "show", f"{base}:{gpus.FILE}"))
-    names = _git(options.repository, "diff", "--name-only", "--no-renames", "-z", base, options.head)
-    changed = of_the_judge(names.split("\0"))
+    told = _git(options.repository, "diff", "--raw", "--no-renames", "-z", base, options.head).split("\0")
+    modes = {path: about.split()[1] for about, path in zip(told[::2], told[1::2], strict=False)}  # a last end is left
+    pointers = {path for path, mode in modes.items() if mode in POINTERS}
+    changed = tuple(sorted({*of_the_judge(modes), *pointers}))
     _output(base=base, gpus=_matrix(listed), changed=json.dumps(changed[:MOST_OUTPUT]))
     print(f"{options.head[:10]} beside {base[:10]} on {', '.join(gpu.name for gpu in listed)}")
     return 0

@@ -22,7 +22,7 @@ def test_the_plan(step, repository) -> None:
     assert code == 0
     assert outputs["base"] == base
     assert json.loads(outputs["gpus"]) == [{"name": "test", "runner": "gpu-test"}], "the merge base's list, not head's"
-    assert json.loads(outputs["changed"]) == [gpus.FILE, 'benchmarks/a"b\nc.py']
+    assert json.loads(outputs["changed"]) == [gpus.FILE, 'benchmarks/a"b\nc.py', "docs/link.md"], "a link is no text"
 
 
 def test_a_plan_without_such_a_commit_fails(step, repository, capsys) -> None:
