@@ -373,6 +373,8 @@ def test_history_measures_records_a_commit_beside_itself_too() -> None:
     measured = [run for run in runs_of(HISTORY["measure"]) if "in-image" in run]
     assert 'ARGS="run --output /results/record.json"' in measured[0]
     assert 'ARGS="compare HEAD HEAD --processes 10 --output /results/record.json"' in measured[1]
+    uploads = [step["with"]["path"] for step in HISTORY["measure"]["steps"] if "upload" in step.get("uses", "")]
+    assert uploads == ["kept/record.json", "kept-same/record.json"], "where no container could put a link"
 
 
 # Around them
