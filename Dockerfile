@@ -39,7 +39,7 @@ RUN python3 -m venv --system-site-packages /opt/venv \
     && pip install --quiet --upgrade "pip>=25.1" \
     && pip install --quiet --constraint "$CONSTRAINTS" torch \
     && { python -c "import triton" 2>/dev/null || pip install --quiet --constraint constraints/triton.txt triton; } \
-    && pip install --quiet --constraint "$CONSTRAINTS" --group test --group bench --group sanitizer \
+    && pip install --quiet --constraint "$CONSTRAINTS" --group test --group bench --group engines --group sanitizer \
     && echo /dllm-kernels > "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dllm-kernels.pth"
 # The engines' own steps, which a container without a network could not fetch.
 COPY benchmarks/engines.py benchmarks/

@@ -64,6 +64,22 @@ def test_more_blocks_than_a_launch_holds(monkeypatch):
     checks.check_layout.cache_clear()
 
 
+@pytest.mark.parametrize("splits", [1, 2, 8])
+def test_many_rows_in_shares(splits):
+    """Rows that fill the GPU, cut all the same: blocks with nothing masked, one mask, some, and all."""
+    length = 8
+    batch = -(-gpu.programs_at_once(torch.device(DEVICE)) // length)
+    case = make_case(batch, length, 9_000, threshold=0.7, masked_share=0.4)
+    case.input_ids[0] = 5
+    case.input_ids[1] = case.mask_id
+    case.input_ids[2, 1:] = 5
+    checks.check_layout.cache_clear()
+    with mock.patch.object(gpu, "SHARE_BYTES", 9_000 * case.logits.element_size() // splits):
+        outcome = check(case, "triton", DEVICE)
+    checks.check_layout.cache_clear()
+    assert int(outcome.remaining[1]) < length
+
+
 @each_backend
 def test_long_block(backend, device):
     """One block of so many rows that the last program combines them in several goes."""

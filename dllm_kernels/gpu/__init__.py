@@ -54,6 +54,8 @@ CONFIGS = (
 # Where rows alone fill the GPU: 128x32x157184 bf16 takes 426 us with 4 warps, 442 with 8; read early, 6 % of the rows
 # masked take 44 us instead of 36.
 MANY_ROWS = Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=4, vectors=2, early=False)
+# Such rows are cut in shares of 125 to 250 kB. Whole, the last programs to start leave much of the GPU idle.
+SHARE_BYTES = 125_000
 
 
 def _config(vocab: int) -> Config:
@@ -91,13 +93,13 @@ class _Plan:
         device, logits_strides, ids_strides = logits.device, logits.stride(), input_ids.stride()
         blocks = math.prod(batch)
         rows = blocks * block_length
-        config = _config(vocab)
+        config, splits = _config(vocab), programs_at_once(device) // rows
         if rows >= programs_at_once(device) and config.max_splits > 1:
-            config = MANY_ROWS
+            config, splits = MANY_ROWS, vocab * logits.element_size() // SHARE_BYTES
         threads, width = 32 * config.num_warps, 16 // logits.element_size()
         total_tiles = -(-vocab // (threads * width * config.vectors))
         # The largest power of two: programs find their row and share by bits.
-        splits_bits = max(1, min(config.max_splits, total_tiles, programs_at_once(device) // rows)).bit_length() - 1
+        splits_bits = max(1, min(config.max_splits, total_tiles, splits)).bit_length() - 1
         programs = block_length << splits_bits
         if programs > MAX_PROGRAMS:
             raise ValueError(
