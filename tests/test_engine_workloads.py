@@ -14,8 +14,8 @@ from benchmarks.workloads import THRESHOLD, WORKLOADS, EngineStep, Workload
 
 STEPS = [
     EngineStep("sglang", Workload(2, 4, 70, "fp32", 50)),
-    EngineStep("sglang-joint", Workload(3, 4, 70, "fp32", 50)),
-    EngineStep("diffusers", Workload(2, 4, 70, "bf16", 50)),
+    EngineStep("sglang-joint", Workload(16, 4, 70, "fp32", 50)),
+    EngineStep("diffusers", Workload(16, 4, 70, "bf16", 50)),
 ]
 
 
