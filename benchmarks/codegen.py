@@ -39,6 +39,7 @@ VARIANTS = {
 } | {
     "bfloat16, short rows, no options": ("bfloat16", 1000, False, False, None),
     "bfloat16, many rows, no options": ("bfloat16", 157184, False, True, None),
+    "float32, many rows, no options": ("float32", 157184, False, True, None),
     "bfloat16, edits, no other options": ("bfloat16", 157184, False, False, 0.5),
     "bfloat16, edits, all options": ("bfloat16", 157184, True, False, 0.5),
     "float32, edits, no other options": ("float32", 157184, False, False, 0.5),

@@ -121,7 +121,13 @@ MUTANTS = {
         Mutant(
             "one-program-a-row",
             "the vocabulary is not split",
-            (Edit(LAUNCH, "max_splits=8, num_warps=8", "max_splits=1, num_warps=8"),),
+            (
+                Edit(
+                    LAUNCH,
+                    "max_splits=8, num_warps=8, vectors=2, early=True",
+                    "max_splits=1, num_warps=8, vectors=2, early=True",
+                ),
+            ),
         ),
         Mutant(
             "scalar-loads",

@@ -171,7 +171,7 @@ PLANTED = {
     "a spill": ("num_warps=plan.warps,", "num_warps=plan.warps, maxnreg=32,", "registers spill"),
     "a lost vector load": ("alignment = width if", "alignment = 2 if", "a vector load was lost"),
     "a lost barrier": ("tl.debug_barrier()  # several threads may hold", "#", "a barrier is gone: barriers of its own"),
-    "fewer blocks": ("num_warps=8, vectors=2", "num_warps=16, vectors=2", "blocks fit on a processor instead of"),
+    "fewer blocks": ("=8, vectors=2, early=True", "=16, vectors=2, early=True", "blocks fit on a processor instead of"),
 }  # fmt: skip
 
 

@@ -73,8 +73,9 @@ def test_many_rows_in_shares(splits):
     case.input_ids[0] = 5
     case.input_ids[1] = case.mask_id
     case.input_ids[2, 1:] = 5
+    config = gpu.MANY_ROWS[4]._replace(max_splits=splits, least_tiles=1)
     checks.check_layout.cache_clear()
-    with mock.patch.object(gpu, "SHARE_BYTES", 9_000 * case.logits.element_size() // splits):
+    with mock.patch.dict(gpu.MANY_ROWS, {4: config}):
         outcome = check(case, "triton", DEVICE)
     checks.check_layout.cache_clear()
     assert int(outcome.remaining[1]) < length

@@ -42,7 +42,6 @@ CLOCK_METHODS = {
 # The clocks that blocks of samples are taken on, and calls in a row, a sample each, before it is the other's turn.
 # Of as many calls, few in a row tell most: on an H100, what the calls of a row share is two thirds of the variance.
 CALLS = {"cuda": {"device_us": 2, "call_us": 1, "graph_us": 1}, "cpu": {"call_us": 1}}
-MAX_BLOCKS = {"cuda": 2, "cpu": 1}  # of one workload, clock and process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +49,21 @@ class Sampling:
     """How much a process's samples have to tell."""
 
     turns: dict[str, int]  # in a block
-    precision: dict[str, float]  # standard error of the median of rows' log ratios, at which they end, or at MAX_BLOCKS
+    blocks: dict[str, int]  # at most, of one workload, clock and process
+    precision: dict[str, float]  # standard error of the median of rows' log ratios, at which they end sooner
 
 
 # A speedup is held against a loss of some percent; beside a base, 1 % is to be seen: on an H100, 200 pairs on the
 # device's clock leave a standard error of 0.25 %, as much as two processes differ anyway. Graphs are not judged.
 OF_SPEEDUP = Sampling(
-    {"device_us": 40, "call_us": 60, "graph_us": 10}, {"device_us": 0.008, "call_us": 0.03, "graph_us": math.inf}
+    turns={"device_us": 20, "call_us": 30, "graph_us": 10},
+    blocks={"cuda": 4, "cpu": 1},
+    precision={"device_us": 0.008, "call_us": 0.03, "graph_us": math.inf},
 )
 OF_SLOWDOWN = Sampling(
-    {"device_us": 80, "call_us": 75, "graph_us": 20}, {"device_us": 0.002, "call_us": 0.01, "graph_us": math.inf}
+    turns={"device_us": 80, "call_us": 75, "graph_us": 20},
+    blocks={"cuda": 2, "cpu": 1},
+    precision={"device_us": 0.002, "call_us": 0.01, "graph_us": math.inf},
 )
 MAX_SECONDS = {"cuda": 2.0, "cpu": 0.9}  # of a block, after which no further turn is started
 MIN_TURNS = 3
@@ -242,11 +246,12 @@ class _Conductor:
     ) -> None:
         alone = workloads.WORKLOADS[workload].bytes_read > ALONE_BYTES
         calls = 1 if alone else CALLS[self.device][clock]
-        wanted = _sampling(workers).turns[clock] // (2 if alone else 1)
+        sampling = _sampling(workers)
+        wanted = sampling.turns[clock] // (2 if alone else 1)
         taken: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
         quiet = True
         blocks = retakes = 0
-        while blocks < MAX_BLOCKS[self.device]:
+        while blocks < sampling.blocks[self.device]:
             pairs, was_quiet, state = self._block(clock, calls, wanted, process, workers, rng)
             fault = "" if state is None else state.fault
             self.blocks.append(Block(workload, process, clock, fault, state))
@@ -262,7 +267,7 @@ class _Conductor:
             for key, values in pairs.items():
                 taken.setdefault(key, []).extend(values)
             first = next(values for (name, _), values in taken.items() if name == clock)
-            if _standard_error(first, calls) < _sampling(workers).precision[clock]:
+            if _standard_error(first, calls) < sampling.precision[clock]:
                 break
         for (name, ((_, implementation), (side, beside))), values in taken.items():
             us, beside_us = zip(*values, strict=True)

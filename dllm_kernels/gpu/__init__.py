@@ -34,13 +34,15 @@ COUNTER_WORDS = 2
 
 
 class Config(NamedTuple):
-    """How a row is cut: at most `max_splits` programs, each over tiles of some 16-byte vectors per thread."""
+    """How a row is cut: at most `max_splits` programs, each over tiles of some 16-byte vectors per thread, and over
+    `least_tiles` or more."""
 
     max_vocab: int
     max_splits: int
     num_warps: int
     vectors: int
     early: bool  # read the first tile before it is known whether the row is masked
+    least_tiles: int = 1
 
 
 # The first line whose max_vocab holds the vocabulary counts. Measured on one H100 80GB HBM3 (torch 2.11.0, triton
@@ -51,11 +53,16 @@ CONFIGS = (
     # 1x32x128000 fp16 with warm L2 4.5 us (read early: 4.8 without; 4 splits of 16 warps: 0.6 more), cold 6.2.
     Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=8, vectors=2, early=True),
 )
-# Where rows alone fill the GPU: 128x32x157184 bf16 takes 426 us with 4 warps, 442 with 8; read early, 6 % of the rows
-# masked take 44 us instead of 36.
-MANY_ROWS = Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=4, vectors=2, early=False)
-# Such rows are cut in shares of 125 to 250 kB. Whole, the last programs to start leave much of the GPU idle.
-SHARE_BYTES = 125_000
+# Where rows alone fill the GPU, by bytes of a logit, so that a tile is of 2048 logits: 128x32x157184 bf16 takes 426 us
+# with 4 warps, 442 with 8; fp32 836 with 4, 825 with 8. Read early, 6 % of the rows masked take 44 us instead of 36.
+MANY_ROWS = {
+    2: Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=4, vectors=2, early=False, least_tiles=8),
+    4: Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=8, vectors=2, early=False, least_tiles=8),
+}
+# Such rows are split too, into as many programs as run at the same time this many times: the last ones to start leave
+# much of the GPU idle, less of it the shorter they are. 20x32x157184 bf16 takes 71 us in eight shares and 77 whole. But
+# programs that no share is dealt to cost their start: 6 % of the rows of 128x32 take 35 us in two shares, 40 in four.
+ROUNDS = 16
 
 
 def _config(vocab: int) -> Config:
@@ -95,11 +102,11 @@ class _Plan:
         rows = blocks * block_length
         config, splits = _config(vocab), programs_at_once(device) // rows
         if rows >= programs_at_once(device) and config.max_splits > 1:
-            config, splits = MANY_ROWS, vocab * logits.element_size() // SHARE_BYTES
+            config, splits = MANY_ROWS[logits.element_size()], ROUNDS * programs_at_once(device) // rows
         threads, width = 32 * config.num_warps, 16 // logits.element_size()
         total_tiles = -(-vocab // (threads * width * config.vectors))
         # The largest power of two: programs find their row and share by bits.
-        splits_bits = max(1, min(config.max_splits, total_tiles, splits)).bit_length() - 1
+        splits_bits = max(1, min(config.max_splits, total_tiles // config.least_tiles, splits)).bit_length() - 1
         programs = block_length << splits_bits
         if programs > MAX_PROGRAMS:
             raise ValueError(
