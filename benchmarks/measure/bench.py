@@ -41,8 +41,8 @@ QUEUED_CYCLES = 400_000  # of the GPU, 0.2 ms, in which the host launches a grap
 WARM_UP_SECONDS = {"cuda": 0.1, "cpu": 0.3}  # at most, an implementation
 SETTLED = 0.05  # warm-up ends when two successive medians of three calls differ by less, or its time is over
 SPIN_SECONDS = 0.005  # for which OpenMP's threads of the other side may still spin and take a processor from ours
-# The call's work for the host: a wait of its own, a copy to the host, an allocation on the device.
-SYNCHRONIZATIONS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+# What the host waits in. A copy to the host ends in one of the first three, unless it is cudaMemcpy itself.
+WAITS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
 def start(package_folder: Path | None) -> dict[str, Any]:
@@ -276,7 +276,7 @@ class Bench:
             self._call("fused", self._next_logits())
         allocations = torch.cuda.memory_stats().get("allocation.all.allocated", 0) - before
         events = self._events_of_a_call("fused")
-        waits = [name for name in inside(events, "call", gpu=False) if name.startswith(SYNCHRONIZATIONS)]
+        waits = [name for name in inside(events, "call", gpu=False) if name in WAITS]
         counts = {
             "launches": len(inside(events, "sample 0", gpu=True)),
             "synchronizations": len(waits),

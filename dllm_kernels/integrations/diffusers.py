@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dllm_kernels import dllm_post_process_fused
 from dllm_kernels.integrations import require, row_statistics, unmask
 
 TESTED = ("0.42.1",)
@@ -98,9 +99,18 @@ class FusedBlockRefinementScheduler(BlockRefinementScheduler):
         threshold = float(self.config.threshold) if threshold is None else threshold
         if editing_threshold is None:
             editing_threshold = self.config.editing_threshold
+        edits_above = editing_threshold if editing_threshold is not None and editing_threshold > 0.0 else math.inf
         compatible = self.config.compatible
+        count = None if self._counts is None else self._counts[min(int(timestep), len(self._counts) - 1)]
         is_sampled = sampling_method == "multinomial" or (sampling_method == "auto" and temperature != 0.0)
-        if temperature < 0 or (is_sampled and temperature != 0.0):
+        is_greedy = temperature == 0.0 or (temperature > 0.0 and not is_sampled)
+        if is_greedy and count == 1 and not compatible:
+            found = _commit_one(model_output, sample, mask_token_id, threshold, edits_above, prompt_mask)
+            return BlockRefinementSchedulerOutput(*found) if return_dict else found
+        if is_greedy:
+            excluded = () if compatible else (mask_token_id,)
+            confidence, tokens = row_statistics(model_output, exclude_ids=excluded)
+        else:
             tokens, confidence = self._sample_from_logits(
                 model_output if compatible else _without_token(model_output, mask_token_id),
                 temperature=temperature,
@@ -109,20 +119,14 @@ class FusedBlockRefinementScheduler(BlockRefinementScheduler):
                 generator=generator,
                 use_multinomial=is_sampled,
             )
-        else:
-            excluded = () if compatible else (mask_token_id,)
-            confidence, tokens = row_statistics(model_output, exclude_ids=excluded)
 
         masked = sample == mask_token_id
         committed = torch.zeros_like(masked)
-        if self._counts is not None:
-            count = self._counts[min(int(timestep), len(self._counts) - 1)]
+        if count is not None:
             committed = unmask(confidence, masked, threshold, count, nan_first=compatible)
-        edited = torch.zeros_like(masked)
-        if editing_threshold is not None and editing_threshold > 0.0:
-            edited = ~masked & (confidence > editing_threshold) & (tokens != sample)
-            if prompt_mask is not None:
-                edited &= ~prompt_mask
+        edited = ~masked & (confidence > edits_above) & (tokens != sample)
+        if prompt_mask is not None:
+            edited &= ~prompt_mask
         new_sample = torch.where(committed | edited, tokens, sample)
 
         found = (new_sample, committed, edited, tokens, confidence, model_output)
@@ -147,6 +151,37 @@ class FusedBlockRefinementScheduler(BlockRefinementScheduler):
         came_now = ((sampled_tokens == eos_token_id) & final_transfer).any(dim=-1)
         finished |= came_now & (first_end >= prompt_length) & (first_end < nowhere) & (first_mask > first_end)
         return finished
+
+
+def _commit_one(
+    logits: Tensor,
+    sample: Tensor,
+    mask_id: int,
+    threshold: float,
+    edits_above: float,
+    prompt_mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What a step returns whose schedule asks for one token of each block: the operation itself."""
+    new_sample = sample.clone()
+    confidence = torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
+    tokens, accepted = torch.empty_like(sample), torch.empty_like(sample, dtype=torch.bool)
+    dllm_post_process_fused(
+        logits,
+        new_sample,
+        mask_id,
+        threshold,
+        edit_threshold=edits_above,  # infinite where there are none: every position is read, and told of
+        exclude_ids=(mask_id,),
+        confidence=confidence,
+        tokens=tokens,
+        accepted=accepted,
+    )
+    committed = accepted & (sample == mask_id)
+    edited = accepted ^ committed
+    if prompt_mask is not None:  # of whose positions the scheduler tells too, and the operation would not
+        edited &= ~prompt_mask
+        new_sample = torch.where(committed | edited, tokens, sample)
+    return new_sample, committed, edited, tokens, confidence, logits
 
 
 def _without_token(logits: Tensor, token: int) -> Tensor:
