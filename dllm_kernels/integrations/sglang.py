@@ -163,13 +163,20 @@ class _HostFlags:
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None
+        self._views: dict[tuple[int, ...], Tensor] = {}  # slicing anew takes as long as the launch
 
-    def of(self, shape: Sequence[int], device: torch.device) -> Tensor:
+    def of(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        view = self._views.get(shape)
+        return self._new_view(shape, device) if view is None else view
+
+    def _new_view(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         elements = math.prod(shape)
-        if self._memory is None or self._memory.numel() < elements:
-            with torch.inference_mode(False):  # what is made under it can be written under it alone
+        with torch.inference_mode(False):  # what is made under it can be written under it alone
+            if self._memory is None or self._memory.numel() < elements:
+                self._views.clear()
                 self._memory = torch.empty(elements, dtype=torch.bool, pin_memory=device.type == "cuda")
-        return self._memory[:elements].view(shape)
+            self._views[shape] = self._memory[:elements].view(shape)
+        return self._views[shape]
 
 
 def _wait(device: torch.device) -> None:
