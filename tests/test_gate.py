@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from benchmarks import session, stats
+from benchmarks import baseline as baselines
+from benchmarks import session, stats, workloads
 from benchmarks.gate import Case, Status, judge
 from benchmarks.policy import Policy, baseline_tolerance, slowdown_tolerance
 from benchmarks.results import AcceptedSlowdown, BaselineEntry, Block, Check, GpuState
@@ -142,6 +143,19 @@ def test_a_noisy_record_passes_the_baseline_that_is_made_of_it():
         relative = stats.interval(stats.ratios(one for one in run.series if one.clock == clock), 0.05).estimate
         entries[NAME][clock] = {"reference": BaselineEntry(1 / relative, 10, 40, tolerance)}
     assert judge_(run, POLICY, make_baseline(entries=entries)).status is Status.PASS
+
+
+def test_a_baseline_is_of_today_s_workloads_alone(monkeypatch):
+    """One that is registered no more may have been too noisy; it keeps the others from nothing."""
+    gone = "7x7x70-fp16-100"
+    noisy = {(gone, "device_us"): [13.0, 15.0, 15.5, 17.0], (gone, "call_us"): [0.9, 4.0, 2.0, 1.0]}
+    run = make_run({**steady(), **noisy})
+    monkeypatch.setitem(workloads.WORKLOADS, gone, workloads.parse(gone))
+    monkeypatch.setattr(workloads, "WORKLOADS", {name: workloads.WORKLOADS[name] for name in (NAME, gone)})
+    with pytest.raises(ValueError, match=gone):
+        baselines.accepted([run], "first", make_noise())
+    del workloads.WORKLOADS[gone]
+    assert set(baselines.accepted([run], "first", make_noise()).entries) == {NAME}
 
 
 def test_a_wrong_result_is_a_regression_however_fast():
