@@ -157,6 +157,16 @@ def test_a_series_that_asv_did_not_save_is_an_error(here: Path) -> None:
         history.add(record, more, str(run.environment.commit))
 
 
+def test_a_workload_that_is_registered_no_more_is_left_out_and_named(here: Path, capsys: pytest.CaptureFixture) -> None:
+    run = make_run(git(here, "rev-parse", "HEAD"))
+    gone = dataclasses.replace(run.series[0], workload="7x7x70-fp16-100")
+    more = dataclasses.replace(run, workloads=(*run.workloads, gone.workload), series=(*run.series, gone))
+    results.save(more, here / "record.json")
+    assert history.record(here / "record.json", more)
+    assert "Without 7x7x70-fp16-100, which is registered no more." in capsys.readouterr().out
+    assert stored_medians(here, str(run.environment.commit), "track_fused_us") == [statistics.median(FUSED)]
+
+
 @pytest.mark.parametrize(("of", "dirty"), [("1" * 40, False), ("2" * 40, True)])
 def test_the_suite_takes_no_record_of_another_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str, dirty: bool

@@ -19,6 +19,7 @@ from rich.console import Console
 from benchmarks.bench_post_process import CLOCKS, RECORD
 from benchmarks.history import machine
 from benchmarks.results import Run
+from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / ".asv" / "results"
@@ -40,7 +41,9 @@ def record(path: Path, run: Run) -> bool:
     else:
         with Console().status(f"Adding {commit[:10]} to the history: asv installs it and takes the record's samples"):
             add(path, run, commit)
-        print(f"History: added {commit[:10]} on {machine.machine_name(run.environment)}.")
+        unknown = [name for name in run.workloads if name not in WORKLOADS]
+        without = f" Without {', '.join(unknown)}, which is registered no more." if unknown else ""
+        print(f"History: added {commit[:10]} on {machine.machine_name(run.environment)}.{without}")
         return True
     return False
 
@@ -49,7 +52,7 @@ def add(path: Path, run: Run, commit: str) -> None:
     """Store the record's samples as asv's result for `commit`, in place of an earlier one.
 
     Raises:
-        RuntimeError: asv failed, or did not save every series of the run.
+        RuntimeError: asv failed, or did not save every series of the run's workloads that are registered.
     """
     stored = RESULTS / machine.register(run.environment)
     before = _stamps(stored, commit)
@@ -76,7 +79,8 @@ def _expect_all_saved(path: Path, run: Run) -> None:
         if isinstance(median, float) and not math.isnan(median)
     }
     paired = [one for one in run.series if (one.implementation, one.beside) == ("fused", "reference")]
-    if missing := {(one.workload, one.clock) for one in paired if one.clock in CLOCKS} - known:
+    wanted = {(one.workload, one.clock) for one in paired if one.clock in CLOCKS and one.workload in WORKLOADS}
+    if missing := wanted - known:
         raise RuntimeError(f"asv saved {path} without {sorted(missing)}")
 
 
