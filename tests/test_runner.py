@@ -8,9 +8,11 @@ import json
 import os
 import shutil
 import signal
+import socketserver
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,18 @@ PULL_REQUEST = {"GITHUB_EVENT_NAME": "pull_request", "GITHUB_REF": "refs/pull/7/
 
 @pytest.fixture
 def admit(tmp_path: Path):
-    """Asks the hook about a job: its exit code, and what it printed."""
+    """Asks the hook about a job: whether the worker went on, and what was printed. The worker here is a shell."""
     with Api() as api:
 
-        def ask(approvals: Any = None, **environment: str) -> tuple[int, str]:
+        def ask(approvals: Any = None, hook: Path = RUNNER / "admit.sh", **environment: str) -> tuple[bool, str]:
             if approvals is not None:
                 api.answers["actions/runs/5/approvals"] = approvals
             given = {"GITHUB_API_URL": api.url, "GITHUB_REPOSITORY": REPOSITORY, "GITHUB_RUN_ID": "5", **environment}
-            done = subprocess.run([RUNNER / "admit.sh"], env=given, capture_output=True, text=True, check=False)
-            assert not done.stderr
-            return done.returncode, done.stdout
+            steps = f'"{hook}"; echo "a step that always runs"'
+            done = subprocess.run(["/bin/bash", "-c", steps], env=given, capture_output=True, text=True, check=False)
+            went_on = "a step that always runs\n" in done.stdout
+            assert done.returncode == (0 if went_on else -signal.SIGKILL)
+            return went_on, done.stdout
 
         ask.api = api
         yield ask
@@ -49,40 +53,40 @@ def approval(state: str = "approved", environment: str = "gpu") -> dict[str, Any
 
 
 def test_an_approved_pull_request_may_run(admit) -> None:
-    assert admit([approval()], **PULL_REQUEST) == (0, "This job may run here.\n")
+    assert admit([approval()], **PULL_REQUEST) == (True, "This job may run here.\na step that always runs\n")
 
 
 @pytest.mark.parametrize(
     "approvals", [[], [approval("rejected")], [approval(environment="github-pages")], "nonsense", [{}]]
 )
 def test_a_pull_request_without_an_approval_may_not(admit, approvals: Any) -> None:
-    code, said = admit(approvals, **PULL_REQUEST)
-    assert code == 1
+    went_on, said = admit(approvals, **PULL_REQUEST)
+    assert not went_on
     assert said.startswith("This job may not run here: ")
 
 
 def test_github_that_does_not_answer_is_a_refusal(admit) -> None:
-    code, said = admit(None, **PULL_REQUEST)
-    assert code == 1
+    went_on, said = admit(None, **PULL_REQUEST)
+    assert not went_on
     assert "GitHub could not be asked about its approval: " in said
 
 
 @pytest.mark.parametrize("event", ["push", "schedule", "workflow_dispatch"])
 def test_main_may_run_without_an_approval_and_no_other_branch(admit, event: str) -> None:
-    assert admit(GITHUB_EVENT_NAME=event, GITHUB_REF="refs/heads/main")[0] == 0
-    assert admit(GITHUB_EVENT_NAME=event, GITHUB_REF="refs/heads/mine")[0] == 1
+    assert admit(GITHUB_EVENT_NAME=event, GITHUB_REF="refs/heads/main")[0]
+    assert not admit(GITHUB_EVENT_NAME=event, GITHUB_REF="refs/heads/mine")[0]
     assert admit.api.asked == []
 
 
 @pytest.mark.parametrize("event", ["pull_request_target", "workflow_run", "issue_comment", ""])
 def test_no_other_event_may(admit, event: str) -> None:
-    assert admit([approval()], GITHUB_EVENT_NAME=event, GITHUB_REF="refs/heads/main")[0] == 1
+    assert not admit([approval()], GITHUB_EVENT_NAME=event, GITHUB_REF="refs/heads/main")[0]
 
 
 def test_the_environment_of_a_job_does_not_reach_the_answer(admit, tmp_path: Path) -> None:
     """A module of that name would be imported in place of Python's own."""
     (tmp_path / "json.py").write_text("raise SystemExit(0)\n")
-    assert admit([], PYTHONPATH=str(tmp_path), **PULL_REQUEST)[0] == 1
+    assert not admit([], PYTHONPATH=str(tmp_path), **PULL_REQUEST)[0]
 
 
 def test_a_token_that_it_may_not_read_is_none(admit) -> None:
@@ -100,22 +104,40 @@ def test_a_token_that_it_may_not_read_is_none(admit) -> None:
     assert (done.returncode, done.stdout) == (0, "This job may run here.\n"), done.stderr
 
 
-def test_a_refusal_ends_the_worker(admit, tmp_path: Path) -> None:
-    """Or steps with `if: always()` would run. The worker here is a shell of that name that would go on."""
-    worker = tmp_path / "Runner.Worker"
-    shutil.copy(shutil.which("bash") or "/bin/bash", worker)
-    given = {
-        "GITHUB_API_URL": admit.api.url, "GITHUB_REPOSITORY": REPOSITORY, "GITHUB_RUN_ID": "5",
-        "PATH": os.environ["PATH"], **PULL_REQUEST,
-    }  # fmt: skip
-    steps = f'"{RUNNER / "admit.sh"}"; echo "a step that always runs"'
-    admit.api.answers["actions/runs/5/approvals"] = []
-    done = subprocess.run([worker, "-c", steps], env=given, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert "a step that always runs" not in done.stdout
-    admit.api.answers["actions/runs/5/approvals"] = [approval()]
-    done = subprocess.run([worker, "-c", steps], env=given, capture_output=True, text=True, check=False)
-    assert "a step that always runs" in done.stdout
+def served(answer: bytes):
+    """A server that gives everybody these bytes, and hangs up."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(answer)
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n[]",
+        b"nonsense\r\n",
+        b"",
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 9999,
+    ],
+    ids=["cut off", "no HTTP", "nothing", "deep"],
+)
+def test_an_answer_of_any_kind_but_an_approval_is_a_refusal(admit, answer: bytes) -> None:
+    """Also one that the hook fails on: it is asked by a door, which stays shut then."""
+    with served(answer) as server:
+        went_on, _ = admit(**{**PULL_REQUEST, "GITHUB_API_URL": f"http://127.0.0.1:{server.server_address[1]}"})
+        server.shutdown()
+    assert not went_on
+
+
+def test_a_hook_without_its_program_is_a_refusal(admit, tmp_path: Path) -> None:
+    shutil.copy(RUNNER / "admit.sh", tmp_path)
+    assert not admit([approval()], hook=tmp_path / "admit.sh", **PULL_REQUEST)[0]
 
 
 def test_the_hook_needs_nothing_but_python() -> None:

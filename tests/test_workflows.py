@@ -46,7 +46,7 @@ def test_triggers() -> None:
             "push": {"branches": ["main"]}, "schedule": [{"cron": "17 3 * * *"}], "workflow_dispatch": None,
         },
         "perf-pending.yml": {
-            "pull_request_target": {"branches": ["main"], "types": ["opened", "reopened", "synchronize"]},
+            "pull_request_target": {"branches": ["main"], "types": ["opened", "reopened", "synchronize", "edited"]},
         },
         "perf-override.yml": {"workflow_dispatch": WORKFLOWS["perf-override.yml"][True]["workflow_dispatch"]},
         "report.yml": {"workflow_run": {"workflows": ["GPU performance"], "types": ["requested", "completed"]}},
@@ -129,6 +129,7 @@ def test_no_failure_is_forgiven() -> None:
         ("gpu-history.yml", "append"): "always() && needs.measure.result != 'skipped'",
         ("gpu-history.yml", "publish"): "always() && needs.append.result != 'skipped'",
         ("gpu-history.yml", "pages"): "always() && needs.publish.result == 'success'",
+        ("perf-pending.yml", "pending"): "github.event.action != 'edited' || github.event.changes.base",
         ("report.yml", "whose"): "github.event.workflow_run.event == 'pull_request'",
         ("report.yml", "report"): "github.event.action == 'completed' && needs.whose.outputs.number != ''",
     }
@@ -162,7 +163,8 @@ def test_what_comes_from_people_is_no_part_of_a_command() -> None:
     text = "".join(path.read_text() for path in FOLDER.glob("*.yml"))
     taken = set(re.findall(r"\$\{\{ *((?:github\.event|inputs|github\.head_ref)[\w.]*)", text))
     assert taken == {
-        "github.event.pull_request.number", "github.event.pull_request.base.sha", "github.event.pull_request.head.sha",
+        "github.event.pull_request.number", "github.event.pull_request.head.sha",
+        "github.event.pull_request.base.ref",  # main, or the workflow does not run
         "github.event_name", "github.event.workflow_run.head_sha", "github.event.workflow_run.id",
         "inputs.commit", "inputs.reason",
     }  # fmt: skip
@@ -229,7 +231,7 @@ def test_the_judge_is_never_the_pull_requests() -> None:
         }
         for job in GATE
     }
-    head, tip = "${{ github.event.pull_request.head.sha }}", "${{ github.event.pull_request.base.sha }}"
+    head, tip = "${{ github.event.pull_request.head.sha }}", "${{ github.event.pull_request.base.ref }}"
     assert refs == {
         "plan": {"judge": tip, "pull-request": head},
         "approval": {},

@@ -15,6 +15,7 @@ from benchmarks.results import Run
 from benchmarks.service.gpus import Gpu
 
 CHECK = "perf-verdict"  # the job that decides, and the one check that a merge requires
+MOST_ATTEMPTS = 2  # of a run: each errs in one of twenty, and a lost runner needs a second
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,15 @@
 """The GPU runner's own door: jobs of main, and of pull-request runs that a reviewer of the environment `gpu` approved.
 
-A pull request can change its workflow, and take the approval out of it; what runs here it cannot change. Steps with
-`if: always()` would run after a hook that fails, so that a job that is refused ends with the worker that has it.
-Standard library alone: the host needs Python 3.8 and no more. A private repository needs a token that may read
-`actions`, in /etc/gpu-runner/token.
+A pull request can change its workflow, and take the approval out of it; what runs here it cannot change. Exit code 0
+lets the job in; admit.sh takes any other for a no. Standard library alone: the host needs Python 3.8 and no more. A
+private repository needs a token that may read `actions`, in /etc/gpu-runner/token.
 """
 
 import contextlib
+import http.client
 import json
 import os
 import pathlib
-import signal
 import sys
 import urllib.request
 
@@ -40,22 +39,15 @@ def approvals_of_this_run():
         return json.load(answer)
 
 
-def end_the_worker():
-    parent = os.getppid()
-    if pathlib.Path(f"/proc/{parent}/comm").read_text().strip() == "Runner.Worker":
-        os.kill(parent, signal.SIGKILL)
-
-
 def main():
     try:
         why = refusal(os.environ["GITHUB_EVENT_NAME"], os.environ["GITHUB_REF"], approvals_of_this_run)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
         why = f"GitHub could not be asked about its approval: {error!r}"
     if why is None:
         print("This job may run here.")
         return 0
-    print(f"This job may not run here: {why}", flush=True)
-    end_the_worker()
+    print(f"This job may not run here: {why}")
     return 1
 
 

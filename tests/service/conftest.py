@@ -44,7 +44,8 @@ def step(tmp_path: Path, monkeypatch):
         (tmp_path / gpus.FILE).write_text(json.dumps([dataclasses.asdict(MODEL)]))
         for name, value in {
             "GITHUB_API_URL": api.url, "GITHUB_REPOSITORY": REPOSITORY, "GITHUB_TOKEN": "x", "GITHUB_RUN_ID": "5",
-            "GITHUB_SERVER_URL": "https://github.example", "GITHUB_EVENT_PATH": str(tmp_path / "event.json"),
+            "GITHUB_RUN_ATTEMPT": "2", "GITHUB_SERVER_URL": "https://github.example",
+            "GITHUB_EVENT_PATH": str(tmp_path / "event.json"),
             "GITHUB_OUTPUT": str(tmp_path / "output"), "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
         }.items():  # fmt: skip
             monkeypatch.setenv(name, value)

@@ -58,6 +58,13 @@ def test_verdict_red(step, measured, capsys) -> None:
     assert "::error title=perf-verdict::gpu: the job ended as 'failure'" in capsys.readouterr().out
 
 
+def test_verdict_of_a_third_attempt(step, measured) -> None:
+    given = {"event": pull_request(measured.head), "NEEDS": needs(), "GITHUB_RUN_ATTEMPT": "3"}
+    code, summary = step("verdict", measured(), **given)
+    assert code == 1
+    assert "attempt 3 of this run: who tries often enough passes, so after 2 a maintainer decides" in summary
+
+
 def test_verdict_on_a_change_of_the_judge(step, measured) -> None:
     given = needs(changed=["benchmarks/policy.py"])
     code, summary = step("verdict", measured(), event=pull_request(measured.head), NEEDS=given)

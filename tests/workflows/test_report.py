@@ -19,13 +19,16 @@ def report(forge: Forge, api: Api, event: dict[str, Any], measured: Done, conclu
     files = git(forge.folder / f"fork-{number}", "diff", "--name-only", base, head).splitlines()
     compared = {"merge_base_commit": {"sha": base}, "files": [{"filename": name} for name in files]}
     into = {"sha": base, "ref": "main", "repo": {"full_name": REPOSITORY}}
-    listed = {"number": number, "head": {"sha": head}, "base": into}
-    api.answers.update(
-        {"pulls": [listed], f"pulls/{number}": {"user": {"login": "stranger"}}, f"compare/{base}...{head}": compared}
-    )
+    listed = {"number": number, "state": "open", "head": {"sha": head}, "base": into}
+    api.answers |= {
+        "pulls": [listed], f"pulls/{number}": {"user": {"login": "stranger"}}, f"issues/{number}/events": [],
+        f"compare/main...{head}": compared, f"compare/{base}...{head}": compared,
+    }  # fmt: skip
     finished = {
         "id": 77, "name": "GPU performance", "event": "pull_request", "head_sha": head, "head_branch": "change",
         "head_repository": {"owner": {"login": "stranger"}}, "conclusion": conclusion, "html_url": "https://x/77",
+        "path": ".github/workflows/gpu-perf.yml", "pull_requests": [], "created_at": "2026-11-28T12:00:00Z",
+        "run_attempt": 1,
     }  # fmt: skip
     payload = {"action": "completed", "workflow_run": finished, "repository": {"default_branch": "main"}}
     place = forge.folder / f"artefacts-of-{number}"
@@ -46,6 +49,21 @@ def test_the_verdict_is_pending_whatever_the_pull_request_made_of_the_workflows(
     assert done.jobs == {"Pending": True}, done.output[-3000:]
     ((method, path, fields),) = api.written
     assert (method, path) == ("POST", f"statuses/{event['pull_request']['head']['sha']}")
+    assert (fields["context"], fields["state"]) == ("perf-verdict", "pending")
+
+
+def test_the_verdict_is_pending_again_where_a_pull_request_comes_into_main_from_another_branch(
+    forge: Forge, api: Api
+) -> None:
+    """By a change of its base, and by no other edit: a verdict stands when a title is mended."""
+    event = {**forge.pull_request({}), "action": "edited"}
+    asked = {"GITHUB_API_URL": api.url, "GITHUB_REPOSITORY": REPOSITORY}
+    retitled = {**event, "changes": {"title": {"from": "x"}}}
+    done = forge.act("perf-pending.yml", "pull_request_target", retitled, **asked)
+    assert (done.jobs, api.written) == ({}, []), done.output[-3000:]
+    retargeted = {**event, "changes": {"base": {"ref": {"from": "mine"}}}}
+    assert forge.act("perf-pending.yml", "pull_request_target", retargeted, **asked).jobs == {"Pending": True}
+    ((_, _, fields),) = api.written
     assert (fields["context"], fields["state"]) == ("perf-verdict", "pending")
 
 
