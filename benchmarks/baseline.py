@@ -21,8 +21,8 @@ def accepted(runs: Sequence[Run], reason: str, known: NoiseRecord | None) -> Bas
     """The baseline that these runs make of today's workloads, at most one of each way to measure.
 
     Raises:
-        ValueError: one of them does not pass, was measured with uncommitted changes, is so noisy that it would not
-            pass beside itself, or is of another device, commit or version than the others.
+        ValueError: one of them does not pass, holds a wrong result, was measured with uncommitted changes, is so noisy
+            that it would not pass beside itself, or is of another device, commit or version than the others.
     """
     first = runs[0].environment
     for run in runs:
@@ -30,6 +30,8 @@ def accepted(runs: Sequence[Run], reason: str, known: NoiseRecord | None) -> Bas
             here, there = getattr(run.environment, name), getattr(first, name)
             if here != there:
                 raise ValueError(f"records: expected one {name}; got {there} and {here}")
+        if failed := [check for check in run.checks if not check.passed]:
+            raise ValueError(f"record: a result was wrong, {failed[0].workload}: {failed[0].detail}")
         if run.environment.commit is None or run.environment.dirty:
             raise ValueError("record: it was measured with uncommitted changes; commit them and measure again")
     if len({run.base is None for run in runs}) < len(runs):

@@ -45,6 +45,8 @@ VARIANTS = {
     "float32, edits, no other options": ("float32", 157184, False, False, 0.5),
     "float32, edits, all options": ("float32", 157184, True, False, 0.5),
     "bfloat16, edits, many rows, no other options": ("bfloat16", 157184, False, True, 0.5),
+    "float32, many rows, all options": ("float32", 157184, True, True, None),
+    "float32, edits, many rows, all options": ("float32", 157184, True, True, 0.5),
 }
 PLAIN_VARIANTS = tuple(name for name in VARIANTS if name.endswith(", no options"))
 

@@ -183,8 +183,9 @@ def _diffusers_scheduler(name: str, block_length: int, device: Any) -> Any:
 def _diffusers_step(name: str, logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
     scheduler = _diffusers_scheduler(name, input_ids.shape[1], input_ids.device)
     output = scheduler.step(
-        logits, 0, input_ids, mask_token_id=mask_id, threshold=threshold, editing_threshold=threshold
-    )
+        logits, 0, input_ids, mask_token_id=mask_id, threshold=threshold, editing_threshold=threshold,
+        prompt_mask=_no_prompt(input_ids.shape, input_ids.device)[0],  # which the pipeline gives in every step
+    )  # fmt: skip
     input_ids.copy_(output.prev_sample)  # as the pipeline does, into the sequence
 
 

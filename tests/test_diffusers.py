@@ -129,6 +129,42 @@ def test_random_steps(defects, vocabularies, number, record_property):
     assert band <= 1 + number / 20
 
 
+def column_major(ids: Tensor) -> Tensor:
+    return ids.t().contiguous().t()
+
+
+@pytest.mark.parametrize("steps", [2, 4], ids=["two a step", "one a step"])
+@pytest.mark.parametrize("layout", [Tensor.clone, column_major, Tensor.int], ids=["as it is", "by columns", "int32"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"threshold": math.nan},
+        {"threshold": torch.tensor(0.3)},
+        {"threshold": torch.tensor([0.0, 2.0, 0.0, 2.0])},
+        {"editing_threshold": torch.tensor(0.3)},
+        {"prompt_mask": torch.tensor([1, 0, 1, 0])},
+        {"editing_threshold": 0.3, "prompt_mask": torch.tensor([True, False, True, False])},
+    ],
+    ids=lambda arguments: "-".join(arguments),
+)
+def test_arguments_of_any_kind_do_what_they_did(arguments, layout, steps):
+    """As many blocks as positions, so that a threshold of each position could be taken for one of each block. What is
+    written with int32 ids is what is written with int64, which the shipped scheduler asks for."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(4, 4, 20, generator=generator) * 3
+    logits[..., MASK] = -40.0
+    ids = torch.randint(6, 20, (4, 4), generator=generator)
+    ids[torch.rand(4, 4, generator=generator) < 0.6] = MASK
+    shipped, fused = pair()
+    for scheduler in (shipped, fused):
+        scheduler.set_timesteps(steps, block_length=4)
+    given = {"mask_token_id": MASK, "threshold": 0.5, "return_dict": False, **arguments}
+    theirs = shipped.step(logits, 0, ids, **given)
+    ours = fused.step(logits, 0, layout(ids), **given)
+    for name, their, our in zip(FIELDS, theirs, ours, strict=True):
+        torch.testing.assert_close(our, their, rtol=0, atol=TOLERANCE, msg=lambda text, n=name: f"{n}: {text}")
+
+
 def test_finding_the_end():
     """`check_eos_finished` on random sequences."""
     generator, choice = torch.Generator().manual_seed(4), random.Random(4)
@@ -294,7 +330,8 @@ def test_a_step_waits_for_nothing():
     fused.set_timesteps(32, device=DEVICE, block_length=32)
     logits = torch.randn(4, 32, 157184, device=DEVICE, dtype=torch.bfloat16)
     ids = torch.full((4, 32), MASK, device=DEVICE)
-    arguments = {"mask_token_id": MASK, "editing_threshold": 0.5}
+    prompt_mask = torch.zeros(32, dtype=torch.bool, device=DEVICE)  # as the pipeline gives one
+    arguments = {"mask_token_id": MASK, "editing_threshold": 0.5, "prompt_mask": prompt_mask}
     fused.step(logits, 0, ids, **arguments)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:

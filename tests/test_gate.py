@@ -158,6 +158,15 @@ def test_a_baseline_is_of_today_s_workloads_alone(monkeypatch):
     assert set(baselines.accepted([run], "first", make_noise()).entries) == {NAME}
 
 
+def test_no_baseline_is_made_of_a_record_with_a_wrong_result(monkeypatch):
+    """Of whatever workload: the commit is not to be held against."""
+    monkeypatch.setattr(workloads, "WORKLOADS", {NAME: workloads.WORKLOADS[NAME]})
+    run = make_run(steady())
+    wrong = Check("7x7x70-fp16-100", 0, False, "3 ids differ from the reference")
+    with pytest.raises(ValueError, match="a result was wrong, 7x7x70-fp16-100: 3 ids differ"):
+        baselines.accepted([dataclasses.replace(run, checks=(*run.checks, wrong))], "first", make_noise())
+
+
 def test_a_wrong_result_is_a_regression_however_fast():
     run = make_run(steady(device=100.0))
     wrong = Check(NAME, 2, False, "3 ids differ from the reference")

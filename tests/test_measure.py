@@ -19,7 +19,7 @@ import torch
 import dllm_kernels
 from benchmarks import measure, results, workloads
 from benchmarks.measure import sides
-from benchmarks.measure.bench import Bench, open_bench
+from benchmarks.measure.bench import Bench, open_bench, waits
 from benchmarks.measure.nursery import Nursery
 from benchmarks.results import GpuState, State
 from benchmarks.workloads import Workload
@@ -364,6 +364,21 @@ def test_calls_of_a_row_that_vary_together_tell_no_more_than_one():
     doubled = [pair for pair in rows for _ in range(2)]
     assert measure._standard_error(doubled, 2) == pytest.approx(measure._standard_error(rows, 1))
     assert measure._standard_error(doubled, 1) < 0.8 * measure._standard_error(rows, 1)
+
+
+@pytest.mark.parametrize(
+    ("called", "activities", "number"),
+    [
+        (["cudaLaunchKernel", "cudaMemcpyAsync"], ["kernel", "Memcpy DtoD (Device -> Device)"], 0),
+        (["cudaMemcpyAsync"], ["Memcpy DtoH (Device -> Pinned)"], 0),
+        (["cudaMemcpyAsync", "cudaStreamSynchronize"], ["Memcpy DtoH (Device -> Pageable)"], 1),
+        (["cudaMemcpyAsync"], ["Memcpy DtoH (Device -> Pageable)"], 1),
+        (["cudaStreamSynchronize", "cudaStreamSynchronize"], [], 2),
+    ],
+    ids=["copies on the GPU", "to pinned memory", "item()", "not blocking, to memory that is not pinned", "two waits"],
+)
+def test_the_hosts_waits_are_counted(called, activities, number):
+    assert waits(called, activities) == number
 
 
 def test_fresh_processes_make_a_record(tmp_path):

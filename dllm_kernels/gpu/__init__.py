@@ -19,7 +19,7 @@ from dllm_kernels.gpu.share import INTERPRETED
 
 MAX_PROGRAMS = 2**31 - 1  # of a launch's first dimension: those of one block
 MAX_BLOCKS = 2**16 - 1  # of a launch's second dimension
-# Rows are split into as many programs as run at the same time.
+# Few rows are split into as many programs as run at the same time; for many see ROUNDS.
 PROGRAMS_PER_PROCESSOR = 4
 INTERPRETED_PROCESSORS = 16  # that Triton's interpreter is taken to have
 # Positions that the last program combines at a time. Few are rounded up until every thread has a share of its own:
@@ -54,14 +54,16 @@ CONFIGS = (
     Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=8, vectors=2, early=True),
 )
 # Where rows alone fill the GPU, by bytes of a logit, so that a tile is of 2048 logits: 128x32x157184 bf16 takes 426 us
-# with 4 warps, 442 with 8; fp32 836 with 4, 825 with 8. Read early, 6 % of the rows masked take 44 us instead of 36.
+# with 4 warps, 442 with 8; fp32 in two shares 848 with 4, 836 with 8. Read early, 6 % of the rows masked take 44 us
+# instead of 36.
 MANY_ROWS = {
     2: Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=4, vectors=2, early=False, least_tiles=8),
     4: Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=8, vectors=2, early=False, least_tiles=8),
 }
 # Such rows are split too, into as many programs as run at the same time this many times: the last ones to start leave
 # much of the GPU idle, less of it the shorter they are. 20x32x157184 bf16 takes 71 us in eight shares and 77 whole. But
-# programs that no share is dealt to cost their start: 6 % of the rows of 128x32 take 35 us in two shares, 40 in four.
+# programs that no share is dealt to cost their start: 6 % of the rows of 128x32 take 33.6 us whole, 35.4 in two shares,
+# 39.6 in four.
 ROUNDS = 16
 
 
@@ -78,7 +80,7 @@ def workspace_size(logits: Tensor) -> int:
 
 
 def programs_at_once(device: torch.device) -> int:
-    """Programs that a GPU runs at the same time; from so many rows on, none is split."""
+    """Programs that a GPU is counted on to run at the same time; so many rows, and more, are `MANY_ROWS`."""
     if device.type != "cuda":
         return PROGRAMS_PER_PROCESSOR * INTERPRETED_PROCESSORS
     return PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count

@@ -99,12 +99,15 @@ class FusedBlockRefinementScheduler(BlockRefinementScheduler):
         threshold = float(self.config.threshold) if threshold is None else threshold
         if editing_threshold is None:
             editing_threshold = self.config.editing_threshold
-        edits_above = editing_threshold if editing_threshold is not None and editing_threshold > 0.0 else math.inf
+        edits_above = math.inf if editing_threshold is None else float(editing_threshold)
+        if not edits_above > 0.0:
+            edits_above = math.inf
         compatible = self.config.compatible
         count = None if self._counts is None else self._counts[min(int(timestep), len(self._counts) - 1)]
         is_sampled = sampling_method == "multinomial" or (sampling_method == "auto" and temperature != 0.0)
         is_greedy = temperature == 0.0 or (temperature > 0.0 and not is_sampled)
-        if is_greedy and count == 1 and not compatible:
+        is_number = type(threshold) in (int, float) and threshold == threshold
+        if is_greedy and count == 1 and is_number and not compatible:
             found = _commit_one(model_output, sample, mask_token_id, threshold, edits_above, prompt_mask)
             return BlockRefinementSchedulerOutput(*found) if return_dict else found
         if is_greedy:
@@ -124,9 +127,11 @@ class FusedBlockRefinementScheduler(BlockRefinementScheduler):
         committed = torch.zeros_like(masked)
         if count is not None:
             committed = unmask(confidence, masked, threshold, count, nan_first=compatible)
-        edited = ~masked & (confidence > edits_above) & (tokens != sample)
-        if prompt_mask is not None:
-            edited &= ~prompt_mask
+        edited = torch.zeros_like(masked)
+        if edits_above < math.inf:
+            edited = ~masked & (confidence > edits_above) & (tokens != sample)
+            if prompt_mask is not None:
+                edited &= ~prompt_mask
         new_sample = torch.where(committed | edited, tokens, sample)
 
         found = (new_sample, committed, edited, tokens, confidence, model_output)
@@ -162,9 +167,10 @@ def _commit_one(
     prompt_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What a step returns whose schedule asks for one token of each block: the operation itself."""
-    new_sample = sample.clone()
-    confidence = torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
-    tokens, accepted = torch.empty_like(sample), torch.empty_like(sample, dtype=torch.bool)
+    shape, device = sample.shape, sample.device
+    new_sample = torch.empty(shape, dtype=torch.int64, device=device).copy_(sample)
+    tokens, accepted = torch.empty_like(new_sample), torch.empty_like(new_sample, dtype=torch.bool)
+    confidence = torch.empty_like(new_sample, dtype=torch.float32)
     dllm_post_process_fused(
         logits,
         new_sample,
@@ -176,6 +182,8 @@ def _commit_one(
         tokens=tokens,
         accepted=accepted,
     )
+    if edits_above == math.inf:
+        return new_sample, accepted, torch.zeros_like(accepted), tokens, confidence, logits
     committed = accepted & (sample == mask_id)
     edited = accepted ^ committed
     if prompt_mask is not None:  # of whose positions the scheduler tells too, and the operation would not
