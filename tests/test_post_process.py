@@ -81,6 +81,23 @@ def test_many_rows_in_shares(splits):
     assert int(outcome.remaining[1]) < length
 
 
+@each_dtype
+def test_many_rows_of_a_vocabulary_that_is_split(dtype):
+    """As they are split where nobody asks for it: 17 tiles are two shares of eight and more."""
+    length = 8
+    case = make_case(-(-gpu.programs_at_once(torch.device(DEVICE)) // length), length, 33_003, threshold=0.7)
+    case.logits = case.logits.to(dtype)
+    case.input_ids[:, 2:] = 5
+    case.input_ids[0] = case.mask_id
+    checks.check_layout.cache_clear()
+    plans = []
+    make_plan = gpu._Plan
+    with mock.patch.object(gpu, "_Plan", side_effect=lambda *given: plans.append(make_plan(*given)) or plans[-1]):
+        check(case, "triton", DEVICE)
+    checks.check_layout.cache_clear()
+    assert {plan.launches[0][0] for plan in plans} == {2 * length}
+
+
 @each_backend
 def test_long_block(backend, device):
     """One block of so many rows that the last program combines them in several goes."""
