@@ -135,6 +135,14 @@ def test_an_answer_of_any_kind_but_an_approval_is_a_refusal(admit, answer: bytes
     assert not went_on
 
 
+def test_a_hook_that_is_told_to_end_is_a_refusal(tmp_path: Path) -> None:
+    (tmp_path / "admit.py").write_text("import os, signal\nos.kill(os.getppid(), signal.SIGTERM)\n")
+    shutil.copy(RUNNER / "admit.sh", tmp_path)
+    steps = f'"{tmp_path / "admit.sh"}"; echo "a step that always runs"'
+    done = subprocess.run(["/bin/bash", "-c", steps], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
+
+
 def test_a_hook_without_its_program_is_a_refusal(admit, tmp_path: Path) -> None:
     shutil.copy(RUNNER / "admit.sh", tmp_path)
     assert not admit([approval()], hook=tmp_path / "admit.sh", **PULL_REQUEST)[0]

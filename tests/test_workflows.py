@@ -46,7 +46,7 @@ def test_triggers() -> None:
             "push": {"branches": ["main"]}, "schedule": [{"cron": "17 3 * * *"}], "workflow_dispatch": None,
         },
         "perf-pending.yml": {
-            "pull_request_target": {"branches": ["main"], "types": ["opened", "reopened", "synchronize", "edited"]},
+            "pull_request_target": {"types": ["opened", "reopened", "synchronize", "edited"]},
         },
         "perf-override.yml": {"workflow_dispatch": WORKFLOWS["perf-override.yml"][True]["workflow_dispatch"]},
         "report.yml": {"workflow_run": {"workflows": ["GPU performance"], "types": ["requested", "completed"]}},
@@ -68,7 +68,7 @@ def test_what_each_job_may_do() -> None:
         ("gpu-history.yml", "pages"): {"id-token": "write", "pages": "write"},
         ("perf-override.yml", "override"): {**READ, "statuses": "write"},
         ("perf-pending.yml", "pending"): {"statuses": "write"},
-        ("report.yml", "whose"): {**READ, "pull-requests": "read", "statuses": "write"},
+        ("report.yml", "whose"): {**READ, "issues": "read", "pull-requests": "read", "statuses": "write"},
         ("report.yml", "report"): {**READ, "actions": "read", "pull-requests": "write", "statuses": "write"},
     }
     for key, job in JOBS.items():
@@ -165,8 +165,8 @@ def test_what_comes_from_people_is_no_part_of_a_command() -> None:
     assert taken == {
         "github.event.pull_request.number", "github.event.pull_request.head.sha",
         "github.event.pull_request.base.ref",  # main, or the workflow does not run
-        "github.event_name", "github.event.workflow_run.head_sha", "github.event.workflow_run.id",
-        "inputs.commit", "inputs.reason",
+        "github.event_name", "github.event.action",
+        "github.event.workflow_run.head_sha", "github.event.workflow_run.id", "inputs.commit", "inputs.reason",
     }  # fmt: skip
     (step,) = (step for step in JOBS["perf-override.yml", "override"]["steps"] if "run" in step)
     assert step["run"] == "make service ARGS=override"

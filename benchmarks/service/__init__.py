@@ -32,6 +32,8 @@ MOST_ISSUES = 100  # one page; a label with more needs tidying up
 POINTERS = ("120000", "160000")  # git's modes of a link and a submodule, whose names say nothing of what is there
 MOST_OUTPUT = 200  # paths that are handed from job to job
 MOST_LISTED, MOST_PAGES = 100, 30  # what GitHub lists on a page, and pages of it that are read
+BASE_CHANGES = ("base_ref_changed", "automatic_base_change_succeeded")  # events of a pull request
+BASE_MARGIN, TIMES = datetime.timedelta(hours=1), "%Y-%m-%dT%H:%M:%SZ"
 VERDICT_WORKFLOW = ".github/workflows/gpu-perf.yml"
 
 
@@ -184,23 +186,24 @@ def _whose(_: argparse.Namespace) -> int:
     run, default_branch = event["workflow_run"], event["repository"]["default_branch"]
     github = GitHub.of_environment()
     head = f"{run['head_repository']['owner']['login']}:{run['head_branch']}"
-    of_branch = github.get("pulls", state="all", head=head, per_page=MOST_LISTED)
-    of_head = [
+    of_branch = [
+        one
+        for one in github.get("pulls", state="all", head=head, per_page=MOST_LISTED)
+        if one["base"]["repo"]["full_name"] == github.repository
+    ]
+    matching = [
         one
         for one in of_branch
-        if one["head"]["sha"] == run["head_sha"] and one["base"]["repo"]["full_name"] == github.repository
+        if (one["state"], one["base"]["ref"], one["head"]["sha"]) == ("open", default_branch, run["head_sha"])
     ]
-    matching = [one for one in of_head if one["state"] == "open" and one["base"]["ref"] == default_branch]
     if not matching:
         _output(number="", base="")
         print(f"No open pull request has {run['head_sha'][:10]} as its head any more.")
         return 0
     found = min(matching, key=lambda one: int(one["number"]))
-    doubt = _doubt(github, run, found, of_head)
-    if len(of_branch) == MOST_LISTED:
-        doubt = "its branch has more pull requests than can be looked at: take another branch"
-    _state(github, run, "pending", doubt or "waiting for the GPU jobs and the report on them")
-    if doubt:
+    _state(github, run, "pending", "waiting for the GPU jobs and the report on them")
+    if doubt := _doubt(github, run, found, of_branch):
+        _state(github, run, "pending", doubt)
         _output(number="", base="")
         print(f"Pull request {found['number']} gets no report: {doubt}")
         return 0
@@ -210,24 +213,37 @@ def _whose(_: argparse.Namespace) -> int:
     return 0
 
 
-def _doubt(github: GitHub, run: dict[str, Any], found: dict[str, Any], of_head: Sequence[dict[str, Any]]) -> str:
+def _doubt(github: GitHub, run: dict[str, Any], found: dict[str, Any], of_branch: Sequence[dict[str, Any]]) -> str:
     """Why the run may not be that of the pull request that was found; empty where it is. A pull request into a branch
     of one's own runs that branch's workflows, which may be made to succeed, on the same commit."""
-    if str(run["path"]).partition("@")[0] != VERDICT_WORKFLOW:
+    began, base = run["created_at"], found["base"]["ref"]
+    if run["path"] != VERDICT_WORKFLOW and not str(run["path"]).startswith(f"{VERDICT_WORKFLOW}@refs/"):
         return f"its run is of another file than {VERDICT_WORKFLOW}"
-    base = found["base"]["ref"]
-    if others := [int(one["number"]) for one in of_head if one["base"]["ref"] != base]:
-        return f"pull request {others[0]}, not into {base}, has the same commit: push another one"
+    if len(of_branch) >= MOST_LISTED:
+        return "its branch has more pull requests than can be looked at: take another branch"
+    # Whatever their heads are now: a branch can be pushed back.
+    others = [one for one in of_branch if one["base"]["ref"] != base and _was_open(one, began)]
+    if others:
+        return f"pull request {int(others[0]['number'])}, not into {base}, is of the same branch: close it, and push"
     numbers = [int(one["number"]) for one in run["pull_requests"]]  # none, of a fork
     if numbers and found["number"] not in numbers:
         return f"its run is of pull request {numbers[0]}"
+    if found["created_at"] > began:
+        return "it was opened after its run began: push, or close and open it again"
+    # GitHub makes a run some time after the push, of the base that there was then.
+    since = datetime.datetime.fromisoformat(began.replace("Z", "+00:00")) - BASE_MARGIN
     for page in range(1, MOST_PAGES + 1):
         events = github.get(f"issues/{found['number']}/events", per_page=MOST_LISTED, page=page)
-        if any(one["event"] == "base_ref_changed" and one["created_at"] >= run["created_at"] for one in events):
-            return "it was into another branch when its run began: push, or close and open it again"
+        if any(one["event"] in BASE_CHANGES and one["created_at"] >= since.strftime(TIMES) for one in events):
+            return "it was into another branch not long before its run began: push in an hour, or open it anew"
         if len(events) < MOST_LISTED:
             return ""
     return "more has happened to it than can be looked at"
+
+
+def _was_open(pull_request: dict[str, Any], at: str) -> bool:
+    closed = pull_request["closed_at"]
+    return bool(pull_request["created_at"] <= at and (closed is None or closed >= at))
 
 
 def _report(options: argparse.Namespace) -> int:

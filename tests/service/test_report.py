@@ -22,10 +22,14 @@ def finished(head: str, **changes: Any) -> dict[str, Any]:
 
 
 def listed(
-    head: str, number: int = 7, repository: str = REPOSITORY, branch: str = "main", state: str = "open"
+    head: str, number: int = 7, repository: str = REPOSITORY, branch: str = "main", *, created="09", closed=None
 ) -> dict[str, Any]:
+    """A pull request that was opened and closed at these hours; the run began at 12."""
+    opened_at, closed_at = (None if hour is None else f"2026-11-28T{hour}:00:00Z" for hour in (created, closed))
     base = {"sha": BASE, "ref": branch, "repo": {"full_name": repository}}
-    return {"number": number, "state": state, "head": {"sha": head}, "base": base}
+    state = "open" if closed is None else "closed"
+    times = {"created_at": opened_at, "closed_at": closed_at}
+    return {"number": number, "state": state, "head": {"sha": head}, "base": base, **times}
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def whose(step):
         step.api.answers[f"compare/main...{HEAD}"] = {"merge_base_commit": {"sha": "e" * 40}}
         assert step("whose", event=finished(HEAD, **changes))[0] == 0
         statuses = [fields for _, path, fields in step.api.written if path == f"statuses/{HEAD}"]
-        return step.outputs(), statuses[0] if statuses else {}
+        return step.outputs(), statuses[-1] if statuses else {}
 
     return ask
 
@@ -49,7 +53,7 @@ NOBODYS = {"number": "", "base": ""}
 
 
 def test_whose_run_it_was_is_known_from_github_alone(whose, step) -> None:
-    others = [listed("b" * 40, 5), listed(HEAD, 3, "stranger/dllm-kernels"), listed(HEAD, 6, state="closed")]
+    others = [listed("b" * 40, 5), listed(HEAD, 3, "stranger/dllm-kernels"), listed(HEAD, 6, closed="10")]
     outputs, status = whose(*others, listed(HEAD, 9), listed(HEAD, 7))
     assert outputs == MINE
     assert "head=stranger%3Achange" in step.api.asked[0]
@@ -59,22 +63,36 @@ def test_whose_run_it_was_is_known_from_github_alone(whose, step) -> None:
 
 def test_a_run_whose_pull_request_moved_on_is_nobodys(whose) -> None:
     assert whose(listed("b" * 40)) == (NOBODYS, {})
-    assert whose(listed(HEAD, state="closed")) == (NOBODYS, {})
+    assert whose(listed(HEAD, closed="10")) == (NOBODYS, {})
 
 
-@pytest.mark.parametrize("state", ["open", "closed"])
-def test_a_commit_that_is_also_in_a_pull_request_into_another_branch_gets_no_report(whose, state: str) -> None:
-    """Whose workflow is that branch's, under the same name, and may upload what it likes."""
-    outputs, status = whose(listed(HEAD, 7), listed(HEAD, 8, branch="mine", state=state))
+@pytest.mark.parametrize(
+    "other", [{}, {"closed": "13"}, {"head": "b" * 40}], ids=["open", "closed since", "of another commit by now"]
+)
+def test_a_branch_that_was_also_to_go_into_another_gets_no_report(whose, other: dict[str, Any]) -> None:
+    """That one's workflow is the other branch's, under the same name, and may upload what it likes."""
+    outputs, status = whose(listed(HEAD, 7), listed(**{"head": HEAD, "number": 8, "branch": "mine", **other}))
     assert outputs == NOBODYS
     assert status["state"] == "pending"
-    assert status["description"] == "pull request 8, not into main, has the same commit: push another one"
+    assert status["description"] == "pull request 8, not into main, is of the same branch: close it, and push"
+
+
+@pytest.mark.parametrize("other", [{"closed": "10"}, {"created": "13"}], ids=["closed before", "opened since"])
+def test_a_branch_that_is_used_again_gets_its_report(whose, other: dict[str, Any]) -> None:
+    assert whose(listed(HEAD, 7), listed(HEAD, 8, branch="mine", **other))[0] == MINE
+
+
+def test_a_run_from_before_the_pull_request_gets_no_report(whose) -> None:
+    outputs, status = whose(listed(HEAD, created="13"))
+    assert outputs == NOBODYS
+    assert status["description"].startswith("it was opened after its run began")
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"path": ".github/workflows/forged.yml"}, "another file than .github/workflows/gpu-perf.yml"),
+        ({"path": ".github/workflows/gpu-perf.yml@evil.yml"}, "another file than .github/workflows/gpu-perf.yml"),
         ({"pull_requests": [{"number": 8}]}, "its run is of pull request 8"),
     ],
 )
@@ -85,14 +103,18 @@ def test_a_run_of_something_else_gets_no_report(whose, changes: dict[str, Any], 
     assert len(status["description"]) <= 140
 
 
-def test_a_run_that_began_before_its_pull_request_was_into_main_gets_no_report(whose, step) -> None:
-    def changed(at: str) -> dict[str, str]:
-        return {"event": "base_ref_changed", "created_at": at}
+@pytest.mark.parametrize("event", ["base_ref_changed", "automatic_base_change_succeeded"])
+def test_a_run_that_began_before_its_pull_request_was_into_main_gets_no_report(whose, event: str) -> None:
+    """Or not an hour after: GitHub makes a run some time after the push, of the base that there was then."""
 
-    renamed = {"event": "renamed", "created_at": "2026-11-28T12:30:00Z"}
-    assert whose(listed(HEAD), events=[changed("2026-11-28T11:59:59Z"), renamed])[0] == MINE
-    assert whose(listed(HEAD), events=[changed("2026-11-28T12:00:01Z")])[0] == NOBODYS
-    assert step.api.written[-1][2]["description"].startswith("it was into another branch when its run began")
+    def changed(at: str) -> list[dict[str, str]]:
+        return [{"event": "renamed", "created_at": "2026-11-28T12:30:00Z"}, {"event": event, "created_at": at}]
+
+    assert whose(listed(HEAD), events=changed("2026-11-28T10:59:59Z"))[0] == MINE
+    for at in ("2026-11-28T11:59:55Z", "2026-11-28T12:00:01Z"):
+        outputs, status = whose(listed(HEAD), events=changed(at))
+        assert outputs == NOBODYS
+        assert status["description"].startswith("it was into another branch not long before its run began")
 
 
 def test_more_than_can_be_looked_at_gets_no_report(whose, step) -> None:

@@ -19,7 +19,8 @@ def report(forge: Forge, api: Api, event: dict[str, Any], measured: Done, conclu
     files = git(forge.folder / f"fork-{number}", "diff", "--name-only", base, head).splitlines()
     compared = {"merge_base_commit": {"sha": base}, "files": [{"filename": name} for name in files]}
     into = {"sha": base, "ref": "main", "repo": {"full_name": REPOSITORY}}
-    listed = {"number": number, "state": "open", "head": {"sha": head}, "base": into}
+    times = {"created_at": "2026-11-28T09:00:00Z", "closed_at": None}
+    listed = {"number": number, "state": "open", "head": {"sha": head}, "base": into, **times}
     api.answers |= {
         "pulls": [listed], f"pulls/{number}": {"user": {"login": "stranger"}}, f"issues/{number}/events": [],
         f"compare/main...{head}": compared, f"compare/{base}...{head}": compared,
@@ -56,7 +57,7 @@ def test_the_verdict_is_pending_again_where_a_pull_request_comes_into_main_from_
     forge: Forge, api: Api
 ) -> None:
     """By a change of its base, and by no other edit: a verdict stands when a title is mended."""
-    event = {**forge.pull_request({}), "action": "edited"}
+    event = {**forge.pull_request({"README.md": lambda text: text + "\nA word more.\n"}), "action": "edited"}
     asked = {"GITHUB_API_URL": api.url, "GITHUB_REPOSITORY": REPOSITORY}
     retitled = {**event, "changes": {"title": {"from": "x"}}}
     done = forge.act("perf-pending.yml", "pull_request_target", retitled, **asked)
@@ -65,6 +66,7 @@ def test_the_verdict_is_pending_again_where_a_pull_request_comes_into_main_from_
     assert forge.act("perf-pending.yml", "pull_request_target", retargeted, **asked).jobs == {"Pending": True}
     ((_, _, fields),) = api.written
     assert (fields["context"], fields["state"]) == ("perf-verdict", "pending")
+    assert fields["description"] == "its base changed: push, or close and open it again"
 
 
 def test_a_slow_pull_request_is_told_once_and_the_comment_renewed(forge: Forge, api: Api) -> None:
