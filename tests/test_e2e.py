@@ -39,7 +39,7 @@ def model(tmp_path_factory):
 
 def scripted(model, slots: int, length: int = 96, seed: int = 0) -> Served:
     script = Script(SMALL.vocab_size, MASK, BLOCK, "cpu", seed)
-    return Served(model, slots=slots, block_length=BLOCK, max_length=length, script=script)
+    return Served(model, slots=slots, block_length=BLOCK, max_length=length, mask_id=MASK, script=script)
 
 
 def reference_and(*others: Mode) -> list[Mode]:
@@ -49,7 +49,7 @@ def reference_and(*others: Mode) -> list[Mode]:
 def test_the_cached_model_decodes_what_the_whole_sequence_gives(model) -> None:
     prompts = [some_ids(SMALL, length, seed).clamp(max=MASK - 1).tolist() for seed, length in enumerate((3, 9, 4, 14))]
     options = {"mask_id": MASK, "generation_length": 10, "block_length": BLOCK, "threshold": 0.6, "eos_id": 7}
-    served = Served(model, slots=2, block_length=BLOCK, max_length=24)
+    served = Served(model, slots=2, block_length=BLOCK, max_length=24, mask_id=MASK)
     found = {one.index: one.tokens for one in BatchDecoder(served, slots=2, device="cpu", **options).decode(prompts)}
     for index, prompt in enumerate(prompts):
         alone = decode(lambda ids: model(ids, BLOCK), torch.tensor([prompt]), **options)
@@ -99,7 +99,7 @@ def test_scripted_decoding_takes_about_three_tokens_a_pass() -> None:
 
 
 def test_what_a_pass_reads_and_computes(model) -> None:
-    served = Served(model, slots=1, block_length=BLOCK, max_length=16)
+    served = Served(model, slots=1, block_length=BLOCK, max_length=16, mask_id=MASK)
     served(some_ids(SMALL, BLOCK)[None], torch.tensor([8]))
     met = served.experts_met()
     assert len(met) == 2
@@ -138,6 +138,29 @@ def test_no_mode_excludes_ids() -> None:
         fixed = torch.zeros(1, 2, dtype=torch.bool)
         mode.post_process(logits, ids, MASK, 0.5, prompt_mask=fixed, exclude_ids=(MASK,), remaining=remaining)
         assert ids.tolist() == [[MASK, MASK]], mode.name
+
+
+def test_a_model_whose_likeliest_token_is_the_mask_decodes_in_every_mode_alike() -> None:
+    """As a masked position's is, where the head is tied to the embeddings and the weights are fresh."""
+    tied = dataclasses.replace(SMALL, tie_word_embeddings=True)
+    model = checkpoint.random_model(tied, device="cpu", dtype=torch.float32)
+    prompts = [some_ids(SMALL, 5, seed).clamp(max=MASK - 1).tolist() for seed in range(3)]
+    starts = torch.tensor([0])
+    masks = torch.full((1, BLOCK), MASK)
+    served = Served(model, slots=1, block_length=BLOCK, max_length=16, mask_id=MASK)
+    raw, logits = model.step(masks, starts, served.cache), served(masks, starts)
+    assert (raw.argmax(dim=-1) == MASK).all()
+    assert torch.isneginf(logits[..., MASK]).all()
+    assert torch.equal(logits[..., :MASK], raw[..., :MASK])
+
+    task = runs.Task(prompts, None, MASK, None, BLOCK, 7)
+    agreement = Agreement(list(modes().values()))
+    for post_process in (agreement, *(mode.post_process for mode in modes().values())):
+        served = Served(model, slots=2, block_length=BLOCK, max_length=task.cache_length, mask_id=MASK)
+        found = list(runs.decoder(task, served, Load("some", 2, 3), post_process, capture=False).decode(prompts))
+        assert [len(one.tokens) for one in found] == [7, 7, 7]
+        assert not any((one.tokens == MASK).any() for one in found)
+    assert set(agreement.differing.values()) == {0}
 
 
 def test_a_mode_that_accepts_otherwise_is_counted() -> None:

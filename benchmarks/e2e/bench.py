@@ -53,6 +53,7 @@ class DecodingBench:
             slots=kind.batch,
             block_length=kind.block_length,
             max_length=-(-length // kind.block_length) * kind.block_length,
+            mask_id=kind.mask_id,
             script=Script(kind.vocab, kind.mask_id, kind.block_length, device, seed),
         )
         generator = torch.Generator().manual_seed(seed)

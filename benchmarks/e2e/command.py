@@ -98,6 +98,7 @@ def measured(options: argparse.Namespace) -> EndToEnd:
                 slots=slots,
                 block_length=task.block_length,
                 max_length=task.cache_length,
+                mask_id=task.mask_id,
                 script=script,
                 prefill_lengths=[len(prompt) // task.block_length * task.block_length for prompt in task.prompts],
             )

@@ -100,7 +100,11 @@ class Timeline:
 
 
 class Served:
-    """The model with a cache of `slots` sequences of up to `max_length` tokens: a `dllm_kernels.BlockModel`."""
+    """The model with a cache of `slots` sequences of up to `max_length` tokens: a `dllm_kernels.BlockModel`.
+
+    Its logits rule the mask out, so that every step sees the same ones and none has to exclude it: a position whose
+    likeliest token is the mask would stay one for good.
+    """
 
     def __init__(
         self,
@@ -109,6 +113,7 @@ class Served:
         slots: int,
         block_length: int,
         max_length: int,
+        mask_id: int,
         script: Script | None = None,
         prefill_lengths: Iterable[int] = (),
     ) -> None:
@@ -119,6 +124,7 @@ class Served:
                 "model: expected a GPU of compute capability 9.0: on others, grouped matmul enters no graph"
             )
         self.model, self.script, self.block_length, self.max_length = model, script, block_length, max_length
+        self.mask_id = mask_id
         self.cache = Cache(model.config, slots, max_length, dtype=weight.dtype, device=weight.device)
         self.device = weight.device
         self.timeline = Timeline(weight.is_cuda)
@@ -239,10 +245,11 @@ class Served:
         return replay
 
     def _forward(self, input_ids: Tensor, starts: Tensor) -> Tensor:
-        if self.script is None:
-            return self.model.step(input_ids, starts, self.cache)
-        logits = self.model.step(self.script.shown(input_ids, starts), starts, self.cache)
-        self.script.apply(logits, input_ids, starts)
+        shown = input_ids if self.script is None else self.script.shown(input_ids, starts)
+        logits = self.model.step(shown, starts, self.cache)
+        if self.script is not None:
+            self.script.apply(logits, input_ids, starts)
+        logits[..., self.mask_id] = -torch.inf
         return logits
 
     def _captured(self, run: Callable[[], Any]) -> tuple[Any, Any]:
