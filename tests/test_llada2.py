@@ -261,6 +261,30 @@ def test_llada2_mini_has_its_sixteen_billion_parameters() -> None:
     assert 16.2e9 < sum(parameter.numel() for parameter in model.parameters()) < 16.3e9
 
 
+EIGHT_WIDE = dataclasses.replace(SMALL, head_dim=8)
+EVEN = dataclasses.replace(SMALL, num_key_value_heads=4)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "values"),
+    [
+        (SMALL, "partial_rotary_factor", ()),
+        (EIGHT_WIDE, "head_dim", (None,)),
+        (EVEN, "num_key_value_heads", (None, 0)),
+        (VARIANTS["no shared expert"], "num_shared_experts", (None,)),
+        (SMALL, "tie_word_embeddings", ()),
+    ],
+)
+def test_what_a_configuration_leaves_out_is_what_llada2s_own_takes(config: Config, name: str, values, tmp_path) -> None:
+    """Whether it is missing or one of the values that stand for that."""
+    write(tmp_path, config, made_up(config))
+    said = json.loads((tmp_path / "config.json").read_text())
+    del said[name]
+    for more in ({}, *({name: value} for value in values)):
+        (tmp_path / "config.json").write_text(json.dumps(said | more))
+        assert checkpoint.load(tmp_path, device="cpu").config == config, more
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [

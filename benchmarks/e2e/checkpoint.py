@@ -17,7 +17,13 @@ from benchmarks.e2e.llada2 import Config, Gate, LLaDA2
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 # What LLaDA2's own configuration takes for a name that a file leaves out; of others there is no sensible value.
-DEFAULTS = {"partial_rotary_factor": 1.0, "num_shared_experts": 0, "tie_word_embeddings": False}
+DEFAULTS = {
+    "num_key_value_heads": None,  # as many as heads
+    "head_dim": None,  # the hidden size, shared among the heads
+    "partial_rotary_factor": 0.5,
+    "num_shared_experts": 0,
+    "tie_word_embeddings": False,
+}
 # What this model does, where a configuration could ask for something else.
 FIXED = {
     "model_type": "llada2_moe",
@@ -53,6 +59,9 @@ def read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
     if missing := [name for name in fields if name not in said and name not in DEFAULTS]:
         raise CheckpointError(f"{path}: expected {', '.join(missing)}; they are missing")
     values = {name: said.get(name, DEFAULTS.get(name)) for name in fields}
+    heads = values["num_attention_heads"]
+    values["num_key_value_heads"] = values["num_key_value_heads"] or heads  # null and 0 are as good as missing
+    values["head_dim"] = values["head_dim"] or values["hidden_size"] // heads
     values["num_shared_experts"] = values["num_shared_experts"] or 0  # null where there is none
     return Config(**values), said
 
