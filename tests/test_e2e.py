@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from benchmarks import __main__ as cli
 from benchmarks import results, workloads
 from benchmarks.e2e import checkpoint, runs, tables
+from benchmarks.e2e.command import WORD_PROBLEMS
 from benchmarks.e2e.record import Agreed, EndToEnd, Forward, Load, Repeat
 from benchmarks.e2e.serving import Script, Served
 from benchmarks.e2e.steps import Agreement, Mode, low_confidence_formula, modes, undecidable
@@ -341,6 +344,25 @@ def test_what_cannot_be_run_here_is_said(capsys) -> None:
         assert said in capsys.readouterr().err
     assert cli.main(["e2e", "--threshold", "nan"]) == 2
     assert "--threshold: expected a number; got nan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"max_position_embeddings": 80}, "prompts[0]: expected at most 80 positions, max_position_embeddings of"),
+        ({"mask_token_id": 157}, "vocab_size: expected the mask, 157, to be within it; got 157"),
+        ({"eos_token_id": -1}, "vocab_size: expected the end, -1, to be within it; got 157"),
+        ({"vocab_size": 150}, "vocab_size: expected the largest token of tokenizer.json, 156, to be within it"),
+    ],
+)
+def test_ids_and_lengths_that_the_model_does_not_have_are_said(said, message, tmp_path, monkeypatch, capsys) -> None:
+    folder = shutil.copytree(WORD_PROBLEMS, tmp_path / "model")
+    named = json.loads((folder / "config.json").read_text()) | said
+    (folder / "config.json").write_text(json.dumps(named))
+    model = checkpoint.random_model(checkpoint.read_config(folder)[0], device="cpu", dtype=torch.float32)
+    monkeypatch.setattr(checkpoint, "load", lambda *args, **options: model)
+    assert cli.main(["e2e", "--model", str(folder), "--questions", "2", "--output", str(tmp_path / "e2e.json")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 DECODING = Decoding(2, 8, 300, "fp32")

@@ -288,13 +288,61 @@ def test_what_a_configuration_leaves_out_is_what_llada2s_own_takes(config: Confi
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: expected None"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: expected none, or the default"),
         ({"score_function": "softmax"}, "score_function: expected 'sigmoid'"),
         ({"model_type": "llama"}, "model_type: expected 'llada2_moe'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2}}, "rope_parameters: expected none, or the default"),
+        ({"use_sliding_window": True}, "use_sliding_window: expected False, all that is implemented; got True"),
+        ({"norm_head": True}, "norm_head: expected False"),
+        ({"attention_bias": True}, "attention_bias: expected False"),
+        ({"vocab_size": "61"}, "vocab_size: expected an integer of at least 1; got '61'"),
+        ({"hidden_size": None}, "hidden_size: expected an integer of at least 1; got None"),
+        ({"num_hidden_layers": 3.0}, "num_hidden_layers: expected an integer of at least 1; got 3.0"),
+        ({"num_attention_heads": 0}, "num_attention_heads: expected an integer of at least 1; got 0"),
+        ({"num_experts": True}, "num_experts: expected an integer of at least 1; got True"),
+        ({"first_k_dense_replace": -1}, "first_k_dense_replace: expected an integer of at least 0; got -1"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps: expected a number above 0; got '1e-6'"),
+        ({"rope_theta": float("nan")}, "rope_theta: expected a number above 0; got nan"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings: expected true or false; got 'no'"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads: expected a divisor of 4 heads; got 3"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor: expected a share of 16 dimensions .*; got 1.5"),
+        ({"partial_rotary_factor": 0.2}, "partial_rotary_factor: expected a share of 16 dimensions .*; got 0.2"),
+        ({"n_group": 5}, "n_group: expected a divisor of 16 experts; got 5"),
+        ({"topk_group": 5}, "topk_group: expected at most 4 groups; got 5"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok: expected at most the 8 of topk_group groups; got 9"),
+        ({"n_group": 16, "num_experts_per_tok": 2}, "num_experts: expected two or more for each of 16 groups; got 16"),
+        ({"block_length": 0}, "block_length: expected an integer of at least 1; got 0"),
+        ({"block_length": None}, "block_length: expected an integer of at least 1; got None"),
+        ({"block_length": "32"}, "block_length: expected an integer of at least 1; got '32'"),
+        ({"max_position_embeddings": "8k"}, "max_position_embeddings: expected an integer of at least 1; got '8k'"),
     ],
 )
 def test_a_configuration_for_something_else_is_refused(said, message: str, tmp_path) -> None:
     write(tmp_path, SMALL, {}, **said)
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+        checkpoint.load(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("rope", [None, {}, {"rope_type": "default"}, {"type": "default"}])
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+def test_rotation_that_is_not_scaled_may_be_said(name: str, rope, tmp_path) -> None:
+    write(tmp_path, SMALL, {}, **{name: rope})
+    assert checkpoint.read_config(tmp_path)[0] == SMALL
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.json", "[1]", "config.json: expected a JSON object; got list"),
+        ("config.json", "{", "config.json: expected a JSON object; Expecting property name"),
+        ("model.safetensors.index.json", "{", "index.json: expected a JSON object; Expecting property name"),
+        ("model.safetensors.index.json", "{}", "index.json: weight_map: expected an object of files by tensors"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 1}}', "index.json: weight_map: expected an object"),
+    ],
+)
+def test_a_damaged_file_of_a_checkpoint_is_named(file: str, text: str, message: str, tmp_path) -> None:
+    write(tmp_path, SMALL, made_up(SMALL))
+    (tmp_path / file).write_text(text)
     with pytest.raises(checkpoint.CheckpointError, match=message):
         checkpoint.load(tmp_path, device="cpu")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,12 @@ FIXED = {
     "use_bias": False,
     "use_qkv_bias": False,
     "use_qk_norm": True,
-    "rope_scaling": None,
+    "use_sliding_window": False,
+    "norm_head": False,
+    "attention_bias": False,
 }
+UNSCALED: tuple[Any, ...] = (None, {}, {"rope_type": "default"}, {"type": "default"})
+MAY_BE_ZERO = ("first_k_dense_replace", "num_shared_experts")
 
 
 class CheckpointError(ValueError):
@@ -48,22 +53,29 @@ def read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
         CheckpointError: there is no readable file, a value is missing, or one asks for what this model does not do.
     """
     path = folder / "config.json"
-    try:
-        said = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected a model's configuration; {error}") from error
-    for name, value in FIXED.items():
-        if said.get(name, value) != value:
-            raise CheckpointError(f"{path}: {name}: expected {value!r}, all that is implemented; got {said[name]!r}")
+    said = _json_object(path)
+    for name, fixed in FIXED.items():
+        _expect(said.get(name, fixed) == fixed, path, name, f"{fixed!r}, all that is implemented", said.get(name))
+    for name in ("rope_scaling", "rope_parameters"):
+        _expect(said.get(name) in UNSCALED, path, name, "none, or the default, all that is implemented", said.get(name))
     fields = [field.name for field in dataclasses.fields(Config)]
     if missing := [name for name in fields if name not in said and name not in DEFAULTS]:
         raise CheckpointError(f"{path}: expected {', '.join(missing)}; they are missing")
-    values = {name: said.get(name, DEFAULTS.get(name)) for name in fields}
+    for name in ("block_length", "max_position_embeddings"):  # not the forward pass's, but its users'
+        if name in said:
+            _check_count(path, name, said[name])
+    values: dict[str, Any] = {name: said.get(name, DEFAULTS.get(name)) for name in fields}
+    for name in ("hidden_size", "num_attention_heads"):
+        _check_count(path, name, values[name])
     heads = values["num_attention_heads"]
     values["num_key_value_heads"] = values["num_key_value_heads"] or heads  # null and 0 are as good as missing
     values["head_dim"] = values["head_dim"] or values["hidden_size"] // heads
     values["num_shared_experts"] = values["num_shared_experts"] or 0  # null where there is none
-    return Config(**values), said
+    for field in dataclasses.fields(Config):
+        _check_value(path, field.name, field.type, values[field.name])
+    config = Config(**values)
+    _check_shape(path, config)
+    return config, said
 
 
 def load(folder: Path, *, device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> LLaDA2:
@@ -138,6 +150,62 @@ def tensors(model: LLaDA2) -> dict[str, Tensor]:
     return found
 
 
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected a JSON object; {error}") from error
+    if not isinstance(said, dict):
+        raise CheckpointError(f"{path}: expected a JSON object; got {type(said).__name__}")
+    return said
+
+
+def _expect(holds: bool, path: Path, name: str, expected: str, got: object) -> None:
+    if not holds:
+        raise CheckpointError(f"{path}: {name}: expected {expected}; got {got!r}")
+
+
+def _check_count(path: Path, name: str, value: object, least: int = 1) -> None:
+    _expect(type(value) is int and value >= least, path, name, f"an integer of at least {least}", value)
+
+
+def _check_value(path: Path, name: str, kind: object, value: Any) -> None:
+    """`kind` is the type that `Config` annotates, as text."""
+    if kind == "int":
+        _check_count(path, name, value, 0 if name in MAY_BE_ZERO else 1)
+    elif kind == "float":
+        _expect(type(value) in (int, float) and 0 < value < math.inf, path, name, "a number above 0", value)
+    else:
+        _expect(type(value) is bool, path, name, "true or false", value)
+
+
+def _check_shape(path: Path, config: Config) -> None:
+    """What has to fit together of a configuration's values."""
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    _expect(heads % kv_heads == 0, path, "num_key_value_heads", f"a divisor of {heads} heads", kv_heads)
+    factor = config.partial_rotary_factor
+    rotated = int(config.head_dim * factor)
+    _expect(
+        factor <= 1 and rotated > 0 and rotated % 2 == 0,
+        path, "partial_rotary_factor", f"a share of {config.head_dim} dimensions that makes pairs", factor,
+    )  # fmt: skip
+    experts, groups, chosen = config.num_experts, config.n_group, config.topk_group
+    _expect(experts % groups == 0, path, "n_group", f"a divisor of {experts} experts", groups)
+    _expect(chosen <= groups, path, "topk_group", f"at most {groups} groups", chosen)
+    open_to, taken = chosen * experts // groups, config.num_experts_per_tok
+    _expect(taken <= open_to, path, "num_experts_per_tok", f"at most the {open_to} of topk_group groups", taken)
+    if config.first_k_dense_replace < config.num_hidden_layers:
+        _expect(experts >= 2 * groups, path, "num_experts", f"two or more for each of {groups} groups", experts)
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names."""
+    places = _json_object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise CheckpointError(f"{index}: weight_map: expected an object of files by tensors; got {str(places)[:80]}")
+    return sorted(set(places.values()))
+
+
 def _empty(config: Config, device: torch.device | str, dtype: torch.dtype) -> LLaDA2:
     with torch.device("meta"):
         model = LLaDA2(config).to(dtype)
@@ -152,7 +220,7 @@ def _empty(config: Config, device: torch.device | str, dtype: torch.dtype) -> LL
 
 def _stored(folder: Path, device: torch.device | str) -> Iterator[tuple[str, Tensor]]:
     if (folder / INDEX).is_file():
-        shards = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        shards = _shards(folder / INDEX)
     else:
         shards = [SINGLE]
     for shard in shards:

@@ -13,6 +13,7 @@ from benchmarks.e2e import tables
 from benchmarks.e2e.record import EndToEnd, Load
 
 if TYPE_CHECKING:
+    from benchmarks.e2e.chat import Chat
     from benchmarks.e2e.llada2 import LLaDA2
     from benchmarks.e2e.runs import Task
 
@@ -147,6 +148,7 @@ def _trained(options: argparse.Namespace, device: str) -> tuple[LLaDA2, Task, di
     model = checkpoint.load(folder, device=device, dtype=dtype)
     _, said = checkpoint.read_config(folder)
     chat = Chat.load(folder)
+    _check_vocabulary(folder, chat, model.config.vocab_size)
     if options.gsm8k:
         asked = problems.read_gsm8k(options.gsm8k)[: options.questions]
         questions = f"the first {len(asked)} of {options.gsm8k.name}"
@@ -159,13 +161,16 @@ def _trained(options: argparse.Namespace, device: str) -> tuple[LLaDA2, Task, di
     def is_correct(number: int, tokens: Sequence[int]) -> bool:
         return bool(problems.extract_answer(chat.text(tokens)) == asked[number].answer)
 
+    prompts = [chat.prompt_ids(problem.question) for problem in asked]
+    generated = options.tokens or (64 if folder == WORD_PROBLEMS else 256)
+    _check_lengths(prompts, generated, said.get("max_position_embeddings"))
     task = Task(
-        [chat.prompt_ids(problem.question) for problem in asked],
+        prompts,
         is_correct,
         chat.mask_id,
         chat.eos_id,
         said.get("block_length", 32),
-        options.tokens or (64 if folder == WORD_PROBLEMS else 256),
+        generated,
         options.threshold,
     )
     return model, task, {
@@ -173,6 +178,23 @@ def _trained(options: argparse.Namespace, device: str) -> tuple[LLaDA2, Task, di
         "questions": questions,
         "acceptance": "the model's own confidences",
     }  # fmt: skip
+
+
+def _check_vocabulary(folder: Path, chat: Chat, vocab_size: int) -> None:
+    """An id beyond the model's vocabulary would fail on the device, far from its cause."""
+    largest = max(chat.tokenizer.get_vocab().values())
+    for name, token in (("mask", chat.mask_id), ("end", chat.eos_id), ("largest token of tokenizer.json", largest)):
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"{folder}: vocab_size: expected the {name}, {token}, to be within it; got {vocab_size}")
+
+
+def _check_lengths(prompts: Sequence[Sequence[int]], generated: int, most: int | None) -> None:
+    for number, prompt in enumerate(prompts):
+        if most is not None and len(prompt) + generated > most:
+            raise ValueError(
+                f"prompts[{number}]: expected at most {most} positions, max_position_embeddings of config.json; "
+                f"got {len(prompt)} ids and {generated} to generate"
+            )
 
 
 def _size(model: LLaDA2) -> str:
