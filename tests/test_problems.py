@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import re
+from decimal import Decimal
 
 import pytest
 
@@ -109,9 +110,31 @@ def test_gsm8k_is_read(tmp_path) -> None:
     path = tmp_path / "test.jsonl"
     path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n", encoding="utf-8")
     assert read_gsm8k(path) == [
-        Problem(lines[0]["question"], lines[0]["answer"], "1200"),
-        Problem(lines[1]["question"], lines[1]["answer"], "-5"),
+        Problem(lines[0]["question"], lines[0]["answer"], Decimal(1200)),
+        Problem(lines[1]["question"], lines[1]["answer"], Decimal(-5)),
     ]
+
+
+def test_a_line_of_json_ends_with_a_line_feed_alone(tmp_path) -> None:
+    """In a text, JSON allows what ends lines elsewhere; and a file may begin with a mark of its byte order."""
+    question = "How many\u2028eggs\u0085are\u2029left?"
+    line = json.dumps({"question": question, "answer": "#### 3"}, ensure_ascii=False)
+    path = tmp_path / "test.jsonl"
+    path.write_bytes(f"\ufeff{line}\r\n{line}\n".encode())
+    assert read_gsm8k(path) == [Problem(question, "#### 3", Decimal(3))] * 2
+
+
+@pytest.mark.parametrize(
+    ("last", "answer"),
+    [
+        ("77.00", "77"), ("007", "7"), ("$1,200.", "1200"), ("50%", "50"), ("+4", "4"), ("\u22125", "-5"),
+        ("-$5", "-5"), ("$-5", "-5"), ("€2.50", "2.5"),
+    ],
+)  # fmt: skip
+def test_the_answer_of_a_line_is_its_number(last: str, answer: str, tmp_path) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"question": "?", "answer": f"#### {last}"}))
+    assert [problem.answer for problem in read_gsm8k(path)] == [Decimal(answer)]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +147,8 @@ def test_gsm8k_is_read(tmp_path) -> None:
         ('{"question": "?", "answer": "3"}', 'expected an "answer" that ends in `#### N`'),
         ('{"question": "?", "answer": "#### three"}', 'expected an "answer" that ends in `#### N`'),
         ('{"question": "?", "answer": "#### 3 or 4"}', 'expected an "answer" that ends in `#### N`'),
+        ('{"question": "?", "answer": "#### $$3"}', 'expected an "answer" that ends in `#### N`'),
+        ('{"question": "?", "answer": "#### "}', 'expected an "answer" that ends in `#### N`'),
     ],
 )
 def test_a_malformed_line_is_named(line: str, message: str, tmp_path) -> None:
@@ -146,9 +171,17 @@ def test_a_malformed_line_is_named(line: str, message: str, tmp_path) -> None:
         ("She has 40,000.", "40000"),
         ("That is 12-5", "5"),
         ("Down to -5", "-5"),
+        ("Down to \u22125.", "-5"),
+        ("12\u22125=7, no, 12\u22125", "5"),
+        ("He owes -$5.", "-5"),
+        ("He has $-5.", "-5"),
+        ("#### +77.00", "77"),
+        ("#### 007", "7"),
+        ("#### 77.5", "77.5"),
+        ("A rise of 20%.", "20"),
         ("nothing", None),
         ("", None),
     ],
 )
 def test_the_answer_in_a_text(text: str, answer: str | None) -> None:
-    assert extract_answer(text) == answer
+    assert extract_answer(text) == (None if answer is None else Decimal(answer))

@@ -159,7 +159,7 @@ def _trained(options: argparse.Namespace, device: str) -> tuple[LLaDA2, Task, di
         raise ValueError(f"--gsm8k: expected questions; {options.gsm8k} has none")
 
     def is_correct(number: int, tokens: Sequence[int]) -> bool:
-        return bool(problems.extract_answer(chat.text(tokens)) == asked[number].answer)
+        return problems.extract_answer(chat.text(tokens)) == asked[number].answer
 
     prompts = [chat.prompt_ids(problem.question) for problem in asked]
     generated = options.tokens or (64 if folder == WORD_PROBLEMS else 256)

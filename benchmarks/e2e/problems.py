@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -21,16 +22,19 @@ GOODS = ("book", "cake", "hat", "pen", "plant", "toy")
 CONTAINERS = ("bags", "boxes", "baskets", "packs")
 HELD_OUT_SHARE = 0.1
 MARK = "####"
-_NUMBER = re.compile(r"(?:(?<!\d)-)?\$?\d[\d,]*(?:\.\d+)?")  # in 12-5, the minus is no sign
+# With a sign, which the minus in 12-5 is not, and one of a currency, in either order.
+_NUMBER = re.compile(r"(?:(?:(?<!\d)[-+\u2212])?[$€£]?|[$€£][-+\u2212])\d[\d,]*(?:\.\d+)?")
+_ANSWER = re.compile(rf"({_NUMBER.pattern})%?\.?")
+_PLAIN = str.maketrans({"\u2212": "-", "$": None, "€": None, "£": None, ",": None})
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, its solution step by step with a last line `#### 42`, and the answer, `42`."""
+    """A question, its solution step by step with a last line `#### 42`, and the answer, 42."""
 
     question: str
     solution: str
-    answer: str
+    answer: Decimal
 
 
 def generate(count: int, seed: int, split: Split) -> list[Problem]:
@@ -79,21 +83,26 @@ def split_of(question: str) -> Split:
 
 def read_gsm8k(path: Path) -> list[Problem]:
     """The problems of a file in GSM8K's format: lines of JSON with "question" and "answer", which ends in `#### 42`.
+    Other characters that end lines elsewhere, such as U+2028, may stand in a JSON text.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: a line is not as described; the message names it.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
     return [_gsm8k(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def extract_answer(text: str) -> str | None:
-    """The number after the last `####` or, where none follows one, the last number in the text; without commas and `$`.
-    None if there is no number."""
+def extract_answer(text: str) -> Decimal | None:
+    """The number after the last `####` or, where none follows one, the last number in the text: its value, so that
+    `$1,200.00` and `01200` are both 1200. None if there is no number."""
     marked = _NUMBER.search(text.rpartition(MARK)[2]) if MARK in text else None
     found = marked.group() if marked else next(iter(reversed(_NUMBER.findall(text))), None)
-    return None if found is None else found.replace("$", "").replace(",", "")
+    return None if found is None else _value(found)
+
+
+def _value(number: str) -> Decimal:
+    return Decimal(number.translate(_PLAIN))
 
 
 def _gsm8k(line: str, place: str) -> Problem:
@@ -104,15 +113,16 @@ def _gsm8k(line: str, place: str) -> Problem:
     if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("question", "answer")):
         raise ValueError(f'{place}: expected an object with "question" and "answer", both text; got {line[:80]}')
     _, mark, last = said["answer"].rpartition(MARK)
-    if not mark or not _NUMBER.fullmatch(last.strip()):
+    answer = _ANSWER.fullmatch(last.strip())
+    if not mark or answer is None:
         raise ValueError(f'{place}: expected an "answer" that ends in `{MARK} N`; got {said["answer"][-80:]!r}')
-    return Problem(said["question"], said["answer"], str(extract_answer(last)))
+    return Problem(said["question"], said["answer"], _value(answer[1]))
 
 
 def _problem(question: str, steps: list[str]) -> Problem:
     """Of steps with equations, such as `Ava has 3+4=7 coins.`, whose last result is the answer."""
     answer = steps[-1].rpartition("=")[2].split()[0].rstrip(".")
-    return Problem(question, "\n".join([*steps, f"{MARK} {answer}"]), answer)
+    return Problem(question, "\n".join([*steps, f"{MARK} {answer}"]), Decimal(answer))
 
 
 class Draw:
