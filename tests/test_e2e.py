@@ -173,14 +173,19 @@ def test_a_mode_that_accepts_otherwise_is_counted() -> None:
     def left_over(logits, input_ids, mask_id, threshold, **arguments) -> None:
         arguments["remaining"].zero_()
 
-    agreement = Agreement(reference_and(Mode("hasty", hasty, False, ""), Mode("idle", left_over, False, "")))
+    def miscounting(*positional, **arguments) -> None:
+        dllm_post_process_fused(*positional, **arguments)
+        arguments["remaining"].sub_(1)
+
+    others = {"hasty": hasty, "idle": left_over, "miscounting": miscounting}
+    agreement = Agreement(reference_and(*(Mode(name, step, False, "") for name, step in others.items())))
     logits = torch.zeros(1, 3, 5)
     logits[0, 0, 1] = 20  # sure
     logits[0, 1, 2] = 2.1  # p = 0.67
     ids, remaining = torch.full((1, 3), MASK), torch.zeros(1, dtype=torch.int32)
     fixed = torch.zeros(1, 3, dtype=torch.bool)
     agreement(logits, ids, MASK, 0.95, prompt_mask=fixed, exclude_ids=(MASK,), remaining=remaining)
-    assert agreement.differing == {"hasty": 1, "idle": 1}
+    assert agreement.differing == {"hasty": 1, "idle": 2, "miscounting": 1}  # idle: a token, and what is left
     assert ids.tolist() == [[1, MASK, MASK]]
     assert remaining.tolist() == [2]
     assert (agreement.steps, agreement.masked, agreement.accepted, agreement.undecidable) == (1, 3, 1, 0)
@@ -305,8 +310,27 @@ def test_modes_that_went_different_ways_end_in_exit_code_1(tmp_path, capsys) -> 
     results.save(record(repeats=(other, *rest)), tmp_path / "e2e.json")
     assert cli.main(["e2e", "--show", str(tmp_path / "e2e.json")]) == 1
     assert "or passes that they took, differ between modes or repeats" in " ".join(capsys.readouterr().out.split())
-    excused = Agreed("1 request", 100, 3200, 1000, 300, 2, 1, {"sglang": 0, "fused": 0})
-    assert record(repeats=(other, *rest), agreed=(excused,)).differences() == []
+
+
+def test_an_excused_position_waives_the_tokens_of_a_mode_and_nothing_else() -> None:
+    excused = (Agreed("1 request", 100, 3200, 1000, 300, 2, 1, {"sglang": 0, "fused": 0}),)
+
+    def differences(mode: str, numbers: set[int], **changes) -> list[str]:
+        repeats = tuple(
+            dataclasses.replace(one, **changes) if one.mode == mode and one.repeat in numbers else one
+            for one in record().repeats
+        )
+        return record(repeats=repeats, agreed=excused).differences()
+
+    assert differences("fused", {0, 1, 2}, digest="other") == []
+    apart = ["1 request: tokens, or passes that they took, differ between modes or repeats"]
+    assert differences("fused", {1}, digest="other") == apart  # a mode goes the same way every time
+    assert differences("fused", {0, 1, 2}, digest="other", tokens=299) == apart
+    assert differences("fused", {0, 1, 2}, digest="other", sequence_passes=99) == apart
+    assert differences("fused", {0, 1, 2}, digest="other", passes=99) == apart
+    wrong = ["1 request: how many answers are right differs between modes or repeats"]
+    assert differences("fused", {0, 1, 2}, correct=2) == wrong
+    assert differences("reference", {0}, correct=None) == wrong
 
 
 def test_every_mode_is_measured_on_every_load_and_takes_the_same_way(model) -> None:

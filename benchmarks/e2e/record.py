@@ -57,7 +57,8 @@ class Agreed(Strict):
     accepted: PositiveInt
     undecidable: NonNegativeInt  # positions where the last bits of two confidences decide
     excused: NonNegativeInt  # of those, where a mode had another outcome than the first
-    differing: dict[str, NonNegativeInt]  # other positions with another outcome than the first mode's, by mode
+    # By mode: other positions with another outcome than the first's, and blocks with a wrong count of what is left.
+    differing: dict[str, NonNegativeInt]
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class EndToEnd(Record):
         return statistics.median(one.seconds / (one.seconds - one.outside_seconds) for one in first)
 
     def differences(self, load: str | None = None) -> list[str]:
-        """Where modes went different ways: on the same logits, or, where nothing was undecidable, in their tokens."""
+        """Where modes went different ways: on the same logits, or in what was decoded with each."""
         said = []
         for agreed in self.agreed:
             if load not in (None, agreed.load):
@@ -123,7 +124,19 @@ class EndToEnd(Record):
             for mode, count in agreed.differing.items():
                 if count:
                     said.append(f"{agreed.load}: {mode} accepts {count} tokens otherwise than {next(iter(self.modes))}")
-            digests = {one.digest for one in self.repeats if one.load == agreed.load}
-            if len(digests) > 1 and not agreed.excused:
+            repeats = [one for one in self.repeats if one.load == agreed.load]
+            if len({one.correct for one in repeats}) > 1:
+                said.append(f"{agreed.load}: how many answers are right differs between modes or repeats")
+            if _go_apart(repeats, excused=agreed.excused > 0):
                 said.append(f"{agreed.load}: tokens, or passes that they took, differ between modes or repeats")
         return said
+
+
+def _go_apart(repeats: list[Repeat], excused: bool) -> bool:
+    """Whether they differ in more than an excused position explains: that may change tokens from one mode to another,
+    but neither within a mode nor how many tokens and passes there are."""
+    counts = {(one.tokens, one.sequence_passes, one.passes) for one in repeats}
+    modes = {one.mode for one in repeats}
+    by_mode = {(one.mode, one.digest) for one in repeats}
+    digests = {one.digest for one in repeats}
+    return len(counts) > 1 or len(by_mode) > len(modes) or (len(digests) > 1 and not excused)

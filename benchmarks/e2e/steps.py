@@ -91,7 +91,8 @@ def low_confidence_formula(
 
 
 class Agreement:
-    """Does every step in all modes on the same logits and ids, counts where they differ, and goes on as the first."""
+    """Does every step in all modes on the same logits and ids, counts where they differ, and goes on as the first. What
+    a mode says is left must be what it leaves."""
 
     def __init__(self, chosen: Sequence[Mode]) -> None:
         self.chosen = chosen
@@ -126,8 +127,10 @@ class Agreement:
         ids, left = outcomes[self.chosen[0].name]
         either = undecidable(confidence, masked, threshold)
         for name in self.differing:
-            other = outcomes[name][0] != ids
-            self.differing[name] += int((other & ~either).sum())
+            its_ids, its_left = outcomes[name]
+            other = its_ids != ids
+            miscounted = its_left != ((its_ids == mask_id) & ~prompt_mask).sum(dim=-1)
+            self.differing[name] += int((other & ~either).sum()) + int(miscounted.sum())
             self.excused += int((other & either).sum())
         self.steps += 1
         self.positions += masked.numel()

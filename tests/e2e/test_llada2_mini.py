@@ -34,7 +34,7 @@ def check(record: EndToEnd, load: Load) -> None:
     assert agreed.differing == {"sglang": 0, "fused": 0}
     assert agreed.accepted > 10 * load.requests
     by_mode = {mode: record.of(load.name, mode)[0] for mode in MODES}
-    assert len({one.digest for one in by_mode.values()}) == 1 or agreed.undecidable
+    assert len({one.digest for one in by_mode.values()}) == 1 or agreed.excused
     assert len({one.correct for one in by_mode.values()}) == 1
     for one in by_mode.values():
         assert one.correct > 0.7 * load.requests  # of a sample; `test_word_problems` has the accuracy
