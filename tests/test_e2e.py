@@ -15,7 +15,7 @@ from benchmarks import results, workloads
 from benchmarks.e2e import checkpoint, runs, tables
 from benchmarks.e2e.command import WORD_PROBLEMS
 from benchmarks.e2e.record import Agreed, EndToEnd, Forward, Load, Repeat
-from benchmarks.e2e.serving import Script, Served
+from benchmarks.e2e.serving import Script, Served, Timeline
 from benchmarks.e2e.steps import Agreement, Mode, low_confidence_formula, modes, undecidable
 from benchmarks.measure.bench import open_bench
 from benchmarks.workloads import Decoding
@@ -269,6 +269,13 @@ def test_gains_are_of_repeats_beside_each_other_and_the_bound_is_amdahls() -> No
     assert made.gain("1 request", "sglang") == pytest.approx(1 / 1.1)
     assert made.bound("1 request") == pytest.approx(1 / 0.8)
     assert made.outside_us("1 request", "fused") == pytest.approx(220)
+    assert made.mean_outside_us("1 request", "fused") == pytest.approx(200 * (1 + 1.3 + 1.1) / 3)
+
+
+def test_steps_after_which_a_sequence_entered_are_left_out() -> None:
+    timeline = Timeline(False, [(0.0, 1.0), (1.5, 2.0), (7.0, 8.0), (8.25, 9.0)], {0, 2})
+    assert timeline.undisturbed() == [0, 2]
+    assert timeline.outside_us() == [0.5e6, 0.25e6]
 
 
 def test_the_tables_say_what_was_measured(tmp_path, capsys) -> None:
@@ -281,7 +288,7 @@ def test_the_tables_say_what_was_measured(tmp_path, capsys) -> None:
     assert "Gain of fused over reference +22.0%; Amdahl's bound" in printed
     assert "+25.0%, 88% of it" in printed
     assert "in SGLang on an H20: +4.6%" in printed
-    assert "takes 12.5 us of the GPU in such a step, so 208 us a step are beyond it" in printed
+    assert "operation alone takes the GPU 12.5 us of 226.7 us, so 214 us are beyond it, on average" in printed
     assert "8.00 ms: 80 experts a layer, at least 20 GB read, 2500 GB/s; 20 TFLOP/s" in printed
     assert "300 tokens accepted of 1,000 masked positions; accepted otherwise: sglang 0, fused 0" in printed
     tables.show(record(), markdown=False)

@@ -94,7 +94,9 @@ class EndToEnd(Record):
     repeats: tuple[Repeat, ...]
     agreed: tuple[Agreed, ...]
     forwards: tuple[Forward, ...]
-    device_us: dict[str, PositiveFloat]  # of one fused call on a load's blocks, by CUPTI; empty without a GPU
+    device_us: dict[
+        str, PositiveFloat
+    ]  # of one fused call in a load's steps, on average, by CUPTI; empty without a GPU
 
     def of(self, load: str, mode: str) -> list[Repeat]:
         return [one for one in self.repeats if (one.load, one.mode) == (load, mode)]
@@ -103,6 +105,11 @@ class EndToEnd(Record):
         """The median step outside the forward pass; None where every pass saw a sequence enter."""
         steps = [us for one in self.of(load, mode) for us in one.outside_us]
         return statistics.median(steps) if steps else None
+
+    def mean_outside_us(self, load: str, mode: str) -> float | None:
+        """The same on average, as `device_us` is: a load has steps with many masks and steps with few."""
+        steps = [us for one in self.of(load, mode) for us in one.outside_us]
+        return statistics.mean(steps) if steps else None
 
     def gain(self, load: str, mode: str) -> float:
         """Tokens per second over the first mode's: the median over the repeats, each beside its own."""

@@ -201,7 +201,8 @@ def _forward(load: Load, served: Served) -> Forward:
 
 
 def _device_us(task: Task, served: Served, load: Load) -> float | None:
-    """Of the fused operation's kernel in a step of this load, on average, by CUPTI; None if it misses steps twice."""
+    """Of the fused operation's kernel in a step of this load, by CUPTI, on average of the steps whose time outside the
+    forward pass it is held beside; None if CUPTI misses steps twice."""
     prompts = task.prompts_of(load)
     decoding = decoder(task, served, load, fused_step, capture=False)
     list(decoding.decode(prompts[: load.slots]))
@@ -212,8 +213,8 @@ def _device_us(task: Task, served: Served, load: Load) -> float | None:
         with profiler() as profile:
             list(decoding.decode(prompts))
             torch.cuda.synchronize()
-        events = profile.profiler.kineto_results.events()
-        ns = [event.duration_ns() for event in events if KERNEL in event.name()]
-        if len(ns) == len(served.timeline.passes):  # of one launch each
-            return float(statistics.mean(ns)) / 1e3
+        events = [event for event in profile.profiler.kineto_results.events() if KERNEL in event.name()]
+        ns = [event.duration_ns() for event in sorted(events, key=lambda event: int(event.start_ns()))]
+        if len(ns) == len(served.timeline.passes) and (steps := served.timeline.undisturbed()):  # of one launch each
+            return float(statistics.mean(ns[number] for number in steps)) / 1e3
     return None

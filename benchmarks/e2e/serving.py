@@ -92,11 +92,14 @@ class Timeline:
         self._wait()
         return [self._us(start, end) for start, end in self.passes]
 
+    def undisturbed(self) -> list[int]:
+        """Numbers of the passes that another one follows, without a sequence that entered between them."""
+        return [number for number in range(len(self.passes) - 1) if number + 1 not in self.entries]
+
     def outside_us(self) -> list[float]:
-        """From the end of a pass to the start of the next, but for steps after which a sequence entered."""
+        """From the end of each undisturbed pass to the start of the next."""
         self._wait()
-        pairs = enumerate(zip(self.passes, self.passes[1:], strict=False), start=1)
-        return [self._us(before[1], after[0]) for number, (before, after) in pairs if number not in self.entries]
+        return [self._us(self.passes[number][1], self.passes[number + 1][0]) for number in self.undisturbed()]
 
 
 class Served:

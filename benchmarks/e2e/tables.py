@@ -98,9 +98,9 @@ def remarks(record: EndToEnd, load: Load) -> list[str]:
         f"forward passes took no time, {bound:+.1f}%{share}.{first_figure}"
     )
     if load.name in record.device_us:
-        device_us, outside = record.device_us[load.name], record.outside_us(load.name, "fused")
-        beyond = "" if outside is None else f", so {outside - device_us:.0f} us a step are beyond it"
-        said.append(f"The fused operation alone takes {device_us:.1f} us of the GPU in such a step{beyond}.")
+        device_us, outside = record.device_us[load.name], record.mean_outside_us(load.name, "fused")
+        beyond = "" if outside is None else f" of {outside:.1f} us, so {outside - device_us:.0f} us are beyond it"
+        said.append(f"In such a step, the fused operation alone takes the GPU {device_us:.1f} us{beyond}, on average.")
     elif record.environment.device_type == "cuda":
         said.append("How long the fused operation alone takes is not known: CUPTI did not report every step.")
     said.append(_forward(record, load))
