@@ -283,6 +283,7 @@ def test_the_tables_say_what_was_measured(tmp_path, capsys) -> None:
     assert results.load(EndToEnd, tmp_path / "e2e.json") == record()
     assert cli.main(["e2e", "--show", str(tmp_path / "e2e.json"), "--markdown"]) == 0
     printed = capsys.readouterr().out
+    assert "Acceptance: its own. Measured: 3.00 tokens a forward pass." in printed
     assert "| reference | 0.750 | 1.100 s | 272.73 token/s | 1.0x | 3.00 | 8.00 ms | 2200 us |" in printed
     assert "| fused | 0.750 | 0.902 s | 332.59 token/s | +22.0% | 3.00 | 8.00 ms | 220 us |" in printed
     assert "Gain of fused over reference +22.0%; Amdahl's bound" in printed

@@ -131,8 +131,8 @@ def _random(options: argparse.Namespace, device: str) -> tuple[LLaDA2, Task, dic
     return model, task, {
         "model": f"LLaDA2.0-mini's size, random weights, {_size(model)}",
         "questions": f"{len(prompts)} prompts of {RANDOM_PROMPT[0]} to {RANDOM_PROMPT[1]} random tokens",
-        "acceptance": "scripted by a bias on the logits, the same in every mode: in a pass, 0 to 6 positions are sure, "
-        "3 on average; where none is, the fallback takes one",
+        "acceptance": "scripted by a bias on the logits, the same in every mode: in a pass, 0 to 6 positions are sure; "
+        "where none is, the fallback takes one",
     }  # fmt: skip
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 from benchmarks import limits
-from benchmarks.e2e.record import EndToEnd, Load
+from benchmarks.e2e.record import EndToEnd, Load, Repeat
 
 # What the project's first benchmarks gave for LLaDA2.0-mini in SGLang on an H20, in tokens per second over the
 # unfused step: a single request, and 200 questions of GSM8K with 128 in parallel.
@@ -43,9 +44,11 @@ def as_markdown(record: EndToEnd) -> str:
 def head(record: EndToEnd) -> str:
     environment = record.environment
     versions = f"PyTorch {environment.torch}" + (f", Triton {environment.triton}" if environment.triton else "")
+    rate = _tokens_per_pass(record.repeats)
     return (
         f"{environment.device}, {versions}, {record.created[:10]}\n"
-        f"Model: {record.model}. Prompts: {record.questions}. Acceptance: {record.acceptance}."
+        f"Model: {record.model}. Prompts: {record.questions}. Acceptance: {record.acceptance}. "
+        f"Measured: {rate:.2f} tokens a forward pass."
     )
 
 
@@ -61,17 +64,20 @@ def row(record: EndToEnd, load: Load, mode: str) -> tuple[str, ...]:
     speed = statistics.median(one.tokens_per_second for one in repeats)
     first = mode == next(iter(record.modes))
     speedup = "1.0x" if first else f"{100 * (record.gain(load.name, mode) - 1):+.1f}%"
-    rate = sum(one.tokens for one in repeats) / sum(one.sequence_passes for one in repeats)
     return (
         mode,
         _accuracy(record, load, mode),
         f"{seconds:.3f} s",
         f"{speed:.2f} token/s",
         speedup,
-        f"{rate:.2f}",
+        f"{_tokens_per_pass(repeats):.2f}",
         f"{statistics.median(us for one in repeats for us in one.forward_us) / 1e3:.2f} ms",
         _us(record.outside_us(load.name, mode)),
     )
+
+
+def _tokens_per_pass(repeats: Sequence[Repeat]) -> float:
+    return sum(one.tokens for one in repeats) / sum(one.sequence_passes for one in repeats)
 
 
 def _accuracy(record: EndToEnd, load: Load, mode: str) -> str:
