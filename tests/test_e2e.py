@@ -292,8 +292,16 @@ def test_the_tables_say_what_was_measured(tmp_path, capsys) -> None:
     assert "operation alone takes the GPU 12.5 us of 226.7 us, so 214 us are beyond it, on average" in printed
     assert "8.00 ms: 80 experts a layer, at least 20 GB read, 2500 GB/s; 20 TFLOP/s" in printed
     assert "300 tokens accepted of 1,000 masked positions; accepted otherwise: sglang 0, fused 0" in printed
+
+
+def test_the_table_of_a_narrow_terminal_has_its_words_whole(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     tables.show(record(), markdown=False)
-    assert "+22.0%" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    for word in " ".join((*tables.HEADINGS, *tables.row(record(), record().loads[0], "fused"))).split():
+        assert word in printed.split(), word
 
 
 @pytest.mark.parametrize(("slower", "begins"), [(1.0, "After 1 of 9"), (1.02, "Measure again: after 1 of 9")])

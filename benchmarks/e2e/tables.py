@@ -12,22 +12,28 @@ from benchmarks.e2e.record import EndToEnd, Load, Repeat
 # unfused step: a single request, and 200 questions of GSM8K with 128 in parallel.
 SEED = {"1 request": "+4.6%", "in parallel": "+7.5%"}
 SAME_PASS = 0.01  # by which the median passes of two modes may differ
-HEADINGS = ("Step", "Accuracy", "Latency", "Throughput", "Speedup", "Tokens/pass", "Pass", "Outside it")
+HEADINGS = ("Step", "Accuracy", "Latency", "Throughput", "Speedup", "Tokens a pass", "Pass", "Outside it")
 
 
 def show(record: EndToEnd, *, markdown: bool) -> None:
     if markdown:
         print(as_markdown(record))
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     console.print(head(record), highlight=False)
     for load in record.loads:
-        table = Table(*HEADINGS, title=_title(record, load), title_justify="left")
-        for mode in record.modes:
-            table.add_row(*row(record, load, mode))
+        # Narrow enough that 80 columns hold every word: what is wider is wrapped between words.
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        table.title, table.title_justify = _title(record, load), "left"
+        rows = [row(record, load, mode) for mode in record.modes]
+        for heading, *cells in zip(HEADINGS, *rows, strict=True):
+            table.add_column(heading, min_width=max(len(word) for text in (heading, *cells) for word in text.split()))
+        for texts in rows:
+            table.add_row(*texts)
         console.print(table)
         console.print("\n".join(remarks(record, load)), highlight=False)
 
