@@ -152,6 +152,7 @@ _REGISTERED: tuple[AnyWorkload, ...] = (
     EngineStep("sglang", Workload(1, 32, 157184, "fp32", 100)),
     EngineStep("sglang", Workload(128, 32, 157184, "fp32", 100)),
     EngineStep("sglang-joint", Workload(8, 32, 157184, "fp32", 50)),
+    EngineStep("diffusers", Workload(1, 32, 157184, "bf16", 50)),
 )
 WORKLOADS = {workload.name: workload for workload in _REGISTERED}
 QUICK = ("1x32x128000-fp16-100", "1x32x157184-bf16-100", "1x32x157184-bf16-50", "8x4x151936-bf16-100")
