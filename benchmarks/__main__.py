@@ -215,10 +215,13 @@ def _verify(options: argparse.Namespace) -> int:
 def _baseline(options: argparse.Namespace) -> int:
     runs = [results.load(results.Run, path) for path in options.records]
     device = runs[0].environment.device
-    accepted = baseline.accepted(runs, options.reason, session.noise_of(device))
     path = results.device_path(session.BASELINES, device)
+    older = results.load(results.Baseline, path) if path.exists() else None
+    accepted = baseline.accepted(runs, options.reason, session.noise_of(device), older)
     results.save(accepted, path)
-    print(f"Baseline of {device}: {path}. It counts once it is reviewed and merged.")
+    kept = accepted.entries.keys() - {name for run in runs for name in run.workloads}
+    of_others = f", {len(kept)} other workloads as they were" if kept else ""
+    print(f"Baseline of {device}{of_others}: {path}. It counts once it is reviewed and merged.")
     return 0
 
 

@@ -14,15 +14,21 @@ from benchmarks.noise import pair_name
 from benchmarks.policy import Policy, baseline_tolerance
 from benchmarks.results import Baseline, BaselineEntry, NoiseRecord, Run
 
-SAME = ("device", "commit", "torch", "triton", "driver")  # in all records of a baseline
+Entries = dict[str, dict[str, dict[str, BaselineEntry]]]
+
+VERSIONS = ("torch", "triton", "driver")
+SAME = ("device", "commit", *VERSIONS)  # in all records of a baseline
 
 
-def accepted(runs: Sequence[Run], reason: str, known: NoiseRecord | None) -> Baseline:
+def accepted(runs: Sequence[Run], reason: str, known: NoiseRecord | None, older: Baseline | None = None) -> Baseline:
     """The baseline that these runs make of today's workloads, at most one of each way to measure.
+
+    Workloads that the runs do not hold keep their entries of `older`, so that a new one changes no other's.
 
     Raises:
         ValueError: one of them does not pass, holds a wrong result, was measured with uncommitted changes, is so noisy
-            that it would not pass beside itself, or is of another device, commit or version than the others.
+            that it would not pass beside itself, or is of another device, commit or version than the others; or what
+            would be kept of `older` was measured with another version.
     """
     first = runs[0].environment
     for run in runs:
@@ -36,20 +42,43 @@ def accepted(runs: Sequence[Run], reason: str, known: NoiseRecord | None) -> Bas
             raise ValueError("record: it was measured with uncommitted changes; commit them and measure again")
     if len({run.base is None for run in runs}) < len(runs):
         raise ValueError("records: expected at most one of `run` and one of `compare`; got two of a kind")
+    measured = {name for run in runs for name in run.workloads if name in workloads.WORKLOADS}
+    kept = _kept(older, measured, runs[0]) if older else {}
     baseline = Baseline(
-        first.device, runs[0].created, first.commit, reason, first.torch, first.triton, first.driver, {}
+        first.device, runs[0].created, first.commit, reason, first.torch, first.triton, first.driver, kept
     )  # fmt: skip
-    cases = [_case(run, known) for run in runs]
+    cases = [_case(run, known, kept) for run in runs]
     for run, case in zip(runs, cases, strict=True):
         _add_entries(baseline, run, _passing(run, case, "only a run that passes can become a baseline"), known)
     for run, case in zip(runs, cases, strict=True):
         _passing(run, dataclasses.replace(case, baseline=baseline), "too noisy to be held against itself")
-    return baseline
+    ordered = {name: baseline.entries[name] for name in workloads.WORKLOADS if name in baseline.entries}
+    return dataclasses.replace(baseline, entries=ordered)
 
 
-def _case(run: Run, known: NoiseRecord | None) -> gate.Case:
+def _kept(older: Baseline, measured: set[str], run: Run) -> Entries:
+    """Its entries of today's workloads that were not measured now, each with what it was taken from."""
+    names = [name for name in workloads.WORKLOADS if name in older.entries and name not in measured]
+    for version in VERSIONS if names else ():
+        here, there = getattr(run.environment, version), getattr(older, version)
+        if here != there:
+            raise ValueError(
+                f"records: expected all of today's workloads, because the baseline is of {version} {there}; got "
+                f"{', '.join(sorted(measured))}, of {version} {here}"
+            )
+    kept: Entries = {}
+    for name in names:
+        for clock, ways in older.entries[name].items():
+            for beside, entry in ways.items():
+                source = entry.source or f"{older.commit}, {older.created}"
+                ways_kept = kept.setdefault(name, {}).setdefault(clock, {})
+                ways_kept[beside] = dataclasses.replace(entry, source=source)
+    return kept
+
+
+def _case(run: Run, known: NoiseRecord | None, kept: Entries) -> gate.Case:
     whole, _ = workloads.select(None, gpu=run.environment.device_type == "cuda")
-    return gate.Case(noise=known, expected=tuple(workload.name for workload in whole))
+    return gate.Case(noise=known, expected=tuple(workload.name for workload in whole if workload.name not in kept))
 
 
 def _passing(run: Run, case: gate.Case, otherwise: str) -> gate.Judgement:

@@ -297,6 +297,7 @@ class BaselineEntry(Strict):
     reference_us: PositiveFloat
     # Largest loss of speedup, as a share: what the run's own noise allows to be told from none.
     tolerance: Annotated[float, Field(gt=0, lt=1)]
+    source: str = ""  # commit and time of the runs that it is of; empty: those of its record
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,7 @@ class Baseline(Record):
     VERSION = 3
 
     device: str
-    created: str
+    created: str  # this, the commit and the reason: of the runs that were accepted last
     commit: str | None
     reason: str
     torch: str

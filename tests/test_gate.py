@@ -158,6 +158,30 @@ def test_a_baseline_is_of_today_s_workloads_alone(monkeypatch):
     assert set(baselines.accepted([run], "first", make_noise()).entries) == {NAME}
 
 
+def test_a_baseline_keeps_what_was_not_measured_again(monkeypatch):
+    """A workload that is new changes no other's entry, unless another version would stand beside them."""
+    monkeypatch.setattr(workloads, "WORKLOADS", {name: workloads.WORKLOADS[name] for name in (NAME, OTHER)})
+    kept = BaselineEntry(7.0, 10.0, 70.0, 0.05)
+    ways = {"device_us": {"reference": kept}, "call_us": {"reference": kept}}
+    older = make_baseline(entries={OTHER: ways, NAME: ways, "7x7x70-fp16-100": ways})
+    run = make_run(steady())
+    with pytest.raises(ValueError, match=OTHER):
+        baselines.accepted([run], "more", make_noise())
+    accepted = baselines.accepted([run], "more", make_noise(), older)
+    assert list(accepted.entries) == [NAME, OTHER]
+    assert accepted.of(NAME, "device_us", "reference") == baselines.accepted(
+        [run], "more", make_noise(), make_baseline(entries={OTHER: ways})
+    ).of(NAME, "device_us", "reference")
+    assert accepted.of(NAME, "device_us", "reference").speedup == pytest.approx(15, rel=1e-3)
+    assert (accepted.commit, accepted.of(NAME, "call_us", "reference").source) == (GPU.commit, "")
+    source = f"{older.commit}, {older.created}"
+    assert accepted.of(OTHER, "call_us", "reference") == dataclasses.replace(kept, source=source)
+    again = baselines.accepted([run], "again", make_noise(), accepted)
+    assert again.of(OTHER, "call_us", "reference").source == source
+    with pytest.raises(ValueError, match=f"all of today's workloads, because the baseline is of driver 1; got {NAME}, of"):
+        baselines.accepted([run], "more", make_noise(), dataclasses.replace(older, driver="1"))
+
+
 def test_no_baseline_is_made_of_a_record_with_a_wrong_result(monkeypatch):
     """Of whatever workload: the commit is not to be held against."""
     monkeypatch.setattr(workloads, "WORKLOADS", {NAME: workloads.WORKLOADS[NAME]})
