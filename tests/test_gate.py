@@ -178,7 +178,7 @@ def test_a_baseline_keeps_what_was_not_measured_again(monkeypatch):
     assert accepted.of(OTHER, "call_us", "reference") == dataclasses.replace(kept, source=source)
     again = baselines.accepted([run], "again", make_noise(), accepted)
     assert again.of(OTHER, "call_us", "reference").source == source
-    with pytest.raises(ValueError, match=f"all of today's workloads, because the baseline is of driver 1; got {NAME}, of"):
+    with pytest.raises(ValueError, match=f"all of today.s workloads, because .* of driver 1; got {NAME}, of driver"):
         baselines.accepted([run], "more", make_noise(), dataclasses.replace(older, driver="1"))
 
 
