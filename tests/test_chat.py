@@ -7,7 +7,8 @@ import json
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from benchmarks.e2e.chat import Chat, ChatError
+from benchmarks.e2e.chat import Chat
+from benchmarks.e2e.checkpoint import CheckpointError
 from benchmarks.e2e.problems import generate
 from benchmarks.e2e.train import build_tokenizer, write_tokenizer
 
@@ -117,7 +118,7 @@ def test_the_mask_is_that_of_llada2_where_nothing_says_it(tmp_path) -> None:
     ],
 )
 def test_what_a_folder_does_not_say_is_named(config, said, message: str, tmp_path) -> None:
-    with pytest.raises(ChatError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         Chat.load(write(tmp_path, config, **said))
 
 
@@ -125,7 +126,7 @@ def test_what_a_folder_does_not_say_is_named(config, said, message: str, tmp_pat
 def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path) -> None:
     write(tmp_path, {})
     (tmp_path / name).write_text("{")
-    with pytest.raises(ChatError, match=f"{name}: expected a"):
+    with pytest.raises(CheckpointError, match=f"{name}: expected a"):
         Chat.load(tmp_path)
 
 
@@ -133,7 +134,7 @@ def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path) -> None:
 def test_a_file_that_is_missing_is_named(name: str, tmp_path) -> None:
     write(tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(ChatError, match=f"{name}: expected a"):
+    with pytest.raises(CheckpointError, match=f"{name}: expected a"):
         Chat.load(tmp_path)
 
 
@@ -143,7 +144,7 @@ def test_a_file_that_is_missing_is_named(name: str, tmp_path) -> None:
 )
 def test_a_template_that_refuses_or_leaves_the_sandbox_is_an_error(template: str, tmp_path) -> None:
     chat = Chat.load(write(tmp_path, chat_template=template))
-    with pytest.raises(ChatError, match="chat_template: expected one that takes a user's message"):
+    with pytest.raises(CheckpointError, match="chat_template: expected one that takes a user's message"):
         chat.prompt_ids("how many")
 
 

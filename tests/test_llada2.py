@@ -330,6 +330,25 @@ def test_rotation_that_is_not_scaled_may_be_said(name: str, rope, tmp_path) -> N
     assert checkpoint.read_config(tmp_path)[0] == SMALL
 
 
+def test_rotation_may_be_said_as_newer_files_say_it(tmp_path) -> None:
+    """transformers 5 writes base and share of the rotation into `rope_parameters`, and nothing beside it."""
+    rope = {
+        "rope_type": "default",
+        "rope_theta": SMALL.rope_theta,
+        "partial_rotary_factor": SMALL.partial_rotary_factor,
+    }
+    write(tmp_path, SMALL, {}, rope_parameters=rope)
+    path = tmp_path / "config.json"
+    said = json.loads(path.read_text())
+    assert checkpoint.read_config(tmp_path)[0] == SMALL
+    del said["rope_theta"], said["partial_rotary_factor"]
+    path.write_text(json.dumps(said))
+    assert checkpoint.read_config(tmp_path)[0] == SMALL
+    path.write_text(json.dumps({**said, "rope_theta": 7}))
+    with pytest.raises(checkpoint.CheckpointError, match=rf"rope_theta: expected {SMALL.rope_theta}, as in rope_param"):
+        checkpoint.read_config(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [

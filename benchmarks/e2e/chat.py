@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,11 @@ from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from benchmarks.e2e.checkpoint import CheckpointError, json_object
+
 TOKENIZER, TOKENIZER_CONFIG, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
 TEMPLATE = "chat_template.jinja"  # where newer folders have it, instead of in the tokenizer's configuration
 LLADA2_MASK_ID = 156895  # of LLaDA2.0, whose files need not say it
-
-
-class ChatError(ValueError):
-    """A folder does not say how to talk to its model; the message names the file and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,11 @@ class Chat:
         from the tokens that `tokenizer_config.json` names; the mask's, where neither says it, is LLaDA2.0's.
 
         Raises:
-            ChatError: a file is missing or cannot be read, or there is no template, no end, or no such mask.
+            CheckpointError: a file is missing or cannot be read, or there is no template, no end, or no such mask.
         """
         tokenizer = _tokenizer(folder / TOKENIZER)
-        said = _json(folder / TOKENIZER_CONFIG)
-        config = _json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+        said = json_object(folder / TOKENIZER_CONFIG)
+        config = json_object(folder / CONFIG) if (folder / CONFIG).exists() else {}
         return cls(
             tokenizer=tokenizer,
             template=_template(folder, said),
@@ -54,13 +51,13 @@ class Chat:
         """The ids of a conversation that a user's question starts, up to where the model's answer begins.
 
         Raises:
-            ChatError: the template refuses the conversation.
+            CheckpointError: the template refuses the conversation.
         """
         messages = [{"role": "user", "content": question}]
         try:
             text = self.template.render(messages=messages, add_generation_prompt=True, **self.special_tokens)
         except TemplateError as error:
-            raise ChatError(f"chat_template: expected one that takes a user's message; {error}") from error
+            raise CheckpointError(f"chat_template: expected one that takes a user's message; {error}") from error
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def text(self, ids: Sequence[int]) -> str:
@@ -75,17 +72,7 @@ def _tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower one
-        raise ChatError(f"{path}: expected a tokenizer of the tokenizers library; {error}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ChatError(f"{path}: expected a JSON object; {error}") from error
-    if not isinstance(said, dict):
-        raise ChatError(f"{path}: expected a JSON object; got {type(said).__name__}")
-    return said
+        raise CheckpointError(f"{path}: expected a tokenizer of the tokenizers library; {error}") from error
 
 
 def _template(folder: Path, said: dict[str, Any]) -> Template:
@@ -94,13 +81,13 @@ def _template(folder: Path, said: dict[str, Any]) -> Template:
         path = folder / TEMPLATE
         source = path.read_text(encoding="utf-8")
     if not isinstance(source, str):
-        raise ChatError(f"{path}: chat_template: expected a template's text; got {source!r}")
+        raise CheckpointError(f"{path}: chat_template: expected a template's text; got {source!r}")
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _refuse
     try:
         return environment.from_string(source)
     except TemplateError as error:
-        raise ChatError(f"{path}: chat_template: expected a Jinja template; {error}") from error
+        raise CheckpointError(f"{path}: chat_template: expected a Jinja template; {error}") from error
 
 
 def _refuse(message: str) -> NoReturn:
@@ -120,14 +107,16 @@ def _special_tokens(said: dict[str, Any]) -> dict[str, str]:
 def _eos_id(folder: Path, tokenizer: Tokenizer, said: dict[str, Any], config: dict[str, Any]) -> int:
     found = _named_id("eos_token", folder, tokenizer, said, config)
     if found is None:
-        raise ChatError(f"{folder / TOKENIZER_CONFIG}: expected an eos_token, or eos_token_id in {CONFIG}; got neither")
+        raise CheckpointError(
+            f"{folder / TOKENIZER_CONFIG}: expected an eos_token, or eos_token_id in {CONFIG}; got neither"
+        )
     return found
 
 
 def _mask_id(folder: Path, tokenizer: Tokenizer, said: dict[str, Any], config: dict[str, Any]) -> int:
     found = _named_id("mask_token", folder, tokenizer, said, config)
     if found is None and tokenizer.id_to_token(LLADA2_MASK_ID) is None:
-        raise ChatError(
+        raise CheckpointError(
             f"{folder / TOKENIZER_CONFIG}: expected a mask_token, or mask_token_id in {CONFIG}; got neither, and the "
             f"tokenizer has no token {LLADA2_MASK_ID}, which is LLaDA2.0's mask"
         )
@@ -141,11 +130,11 @@ def _named_id(
     if isinstance(given, int):
         return given
     if given is not None:
-        raise ChatError(f"{folder / CONFIG}: {name}_id: expected a token's id; got {given!r}")
+        raise CheckpointError(f"{folder / CONFIG}: {name}_id: expected a token's id; got {given!r}")
     token = _special_tokens(said).get(name)
     if token is None:
         return None
     found = tokenizer.token_to_id(token)
     if found is None:
-        raise ChatError(f"{folder / TOKENIZER_CONFIG}: {name}: expected a token of {TOKENIZER}; got {token!r}")
+        raise CheckpointError(f"{folder / TOKENIZER_CONFIG}: {name}: expected a token of {TOKENIZER}; got {token!r}")
     return int(found)

@@ -39,11 +39,12 @@ FIXED = {
     "attention_bias": False,
 }
 UNSCALED: tuple[Any, ...] = (None, {}, {"rope_type": "default"}, {"type": "default"})
+OF_ROTATION = ("rope_theta", "partial_rotary_factor")
 MAY_BE_ZERO = ("first_k_dense_replace", "num_shared_experts")
 
 
 class CheckpointError(ValueError):
-    """A folder is not a checkpoint that this model can load; the message says what is missing or different."""
+    """A folder is not a checkpoint that can be loaded and talked to; the message says what is missing or different."""
 
 
 def read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
@@ -53,18 +54,17 @@ def read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
         CheckpointError: there is no readable file, a value is missing, or one asks for what this model does not do.
     """
     path = folder / "config.json"
-    said = _json_object(path)
+    said = json_object(path)
     for name, fixed in FIXED.items():
         _expect(said.get(name, fixed) == fixed, path, name, f"{fixed!r}, all that is implemented", said.get(name))
-    for name in ("rope_scaling", "rope_parameters"):
-        _expect(said.get(name) in UNSCALED, path, name, "none, or the default, all that is implemented", said.get(name))
+    rotation = _rotation(path, said)
     fields = [field.name for field in dataclasses.fields(Config)]
-    if missing := [name for name in fields if name not in said and name not in DEFAULTS]:
+    if missing := [name for name in fields if name not in said | rotation and name not in DEFAULTS]:
         raise CheckpointError(f"{path}: expected {', '.join(missing)}; they are missing")
     for name in ("block_length", "max_position_embeddings"):  # not the forward pass's, but its users'
         if name in said:
             _check_count(path, name, said[name])
-    values: dict[str, Any] = {name: said.get(name, DEFAULTS.get(name)) for name in fields}
+    values: dict[str, Any] = {name: (DEFAULTS | said | rotation).get(name) for name in fields}
     for name in ("hidden_size", "num_attention_heads"):
         _check_count(path, name, values[name])
     heads = values["num_attention_heads"]
@@ -76,6 +76,21 @@ def read_config(folder: Path) -> tuple[Config, dict[str, Any]]:
     config = Config(**values)
     _check_shape(path, config)
     return config, said
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """What the file holds.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds something else than a JSON object.
+    """
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected a JSON object; {error}") from error
+    if not isinstance(said, dict):
+        raise CheckpointError(f"{path}: expected a JSON object; got {type(said).__name__}")
+    return said
 
 
 def load(folder: Path, *, device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> LLaDA2:
@@ -150,14 +165,18 @@ def tensors(model: LLaDA2) -> dict[str, Tensor]:
     return found
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected a JSON object; {error}") from error
-    if not isinstance(said, dict):
-        raise CheckpointError(f"{path}: expected a JSON object; got {type(said).__name__}")
-    return said
+def _rotation(path: Path, said: dict[str, Any]) -> dict[str, Any]:
+    """What `rope_parameters` says, where newer files keep it, of what older ones say beside it."""
+    found: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = said.get(name)
+        if name == "rope_parameters" and isinstance(rope, dict):
+            found = {one: rope[one] for one in OF_ROTATION if one in rope}
+            rope = {one: value for one, value in rope.items() if one not in found}
+        _expect(rope in UNSCALED, path, name, "none, or the default, all that is implemented", said.get(name))
+    for name, value in found.items():
+        _expect(said.get(name, value) == value, path, name, f"{value!r}, as in rope_parameters", said.get(name))
+    return found
 
 
 def _expect(holds: bool, path: Path, name: str, expected: str, got: object) -> None:
@@ -200,7 +219,7 @@ def _check_shape(path: Path, config: Config) -> None:
 
 def _shards(index: Path) -> list[str]:
     """The files that an index names."""
-    places = _json_object(index).get("weight_map")
+    places = json_object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise CheckpointError(f"{index}: weight_map: expected an object of files by tensors; got {str(places)[:80]}")
     return sorted(set(places.values()))
