@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,25 @@ def test_a_hook_that_is_told_to_end_is_a_refusal(tmp_path: Path) -> None:
     steps = f'"{tmp_path / "admit.sh"}"; echo "a step that always runs"'
     done = subprocess.run(["/bin/bash", "-c", steps], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
+
+
+@pytest.mark.parametrize("ask", [signal.SIGINT, signal.SIGTERM])
+def test_a_hook_that_is_told_to_end_while_it_asks_github_is_a_refusal_at_once(tmp_path: Path, ask: int) -> None:
+    """A job that is cancelled: GitHub's runner interrupts the hook, asks it to end, and kills it ten seconds later."""
+    asking = tmp_path / "asking"
+    code = f"import os, pathlib, time\npathlib.Path({str(asking)!r}).write_text(str(os.getppid()))\ntime.sleep(5)\n"
+    (tmp_path / "admit.py").write_text(code)
+    shutil.copy(RUNNER / "admit.sh", tmp_path)
+    steps = f'"{tmp_path / "admit.sh"}"; echo "a step that always runs"'
+    with subprocess.Popen(["/bin/bash", "-c", steps], stdout=subprocess.PIPE, text=True) as worker:
+        while not (asking.exists() and asking.read_text()):
+            time.sleep(0.01)
+        began = time.monotonic()
+        os.kill(int(asking.read_text()), ask)
+        assert worker.wait(timeout=4) == -signal.SIGKILL
+        assert time.monotonic() - began < 4
+        assert worker.stdout is not None
+        assert worker.stdout.read() == ""
 
 
 def test_a_hook_without_its_program_is_a_refusal(admit, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import datetime
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +148,16 @@ def _override_of(head: str, author: str, default_branch: str) -> overrides.Overr
             f"actions/workflows/{overrides.WORKFLOW}/runs",
             event="workflow_dispatch", branch=default_branch, status="success", per_page=100,
         )  # fmt: skip
-        return overrides.find(
+        found = overrides.find(
             head,
             author,
             default_branch,
             listed["workflow_runs"],
             lambda run: github.get(f"actions/runs/{run}/approvals"),
         )
+        if found is None:
+            print(f"No override of this commit was approved by anybody but {author}, whose pull request it is.")
+        return found
     except (ValueError, RuntimeError, KeyError) as error:
         print(f"No override could be looked up: {error}")
         return None
@@ -200,7 +203,7 @@ def _whose(_: argparse.Namespace) -> int:
         _output(number="", base="")
         print(f"No open pull request has {run['head_sha'][:10]} as its head any more.")
         return 0
-    found = min(matching, key=lambda one: int(one["number"]))
+    found = matching[0]  # GitHub lets a branch have one open pull request into another
     _state(github, run, "pending", "waiting for the GPU jobs and the report on them")
     if doubt := _doubt(github, run, found, of_branch):
         _state(github, run, "pending", doubt)
@@ -216,34 +219,37 @@ def _whose(_: argparse.Namespace) -> int:
 def _doubt(github: GitHub, run: dict[str, Any], found: dict[str, Any], of_branch: Sequence[dict[str, Any]]) -> str:
     """Why the run may not be that of the pull request that was found; empty where it is. A pull request into a branch
     of one's own runs that branch's workflows, which may be made to succeed, on the same commit."""
-    began, base = run["created_at"], found["base"]["ref"]
+    began = run["created_at"]
     if run["path"] != VERDICT_WORKFLOW and not str(run["path"]).startswith(f"{VERDICT_WORKFLOW}@refs/"):
         return f"its run is of another file than {VERDICT_WORKFLOW}"
     if len(of_branch) >= MOST_LISTED:
         return "its branch has more pull requests than can be looked at: take another branch"
-    # Whatever their heads are now: a branch can be pushed back.
-    others = [one for one in of_branch if one["base"]["ref"] != base and _was_open(one, began)]
+    # GitHub makes a run some time after the push, of the pull requests and bases that there were then.
+    since = (datetime.datetime.fromisoformat(began.replace("Z", "+00:00")) - BASE_MARGIN).strftime(TIMES)
+    # Whatever their heads and bases are now: a branch can be pushed back, and a pull request moved.
+    others = [int(one["number"]) for one in of_branch if one is not found and _was_open(one, since, began)]
     if others:
-        return f"pull request {int(others[0]['number'])}, not into {base}, is of the same branch: close it, and push"
+        return (
+            f"its branch had another pull request, {others[0]}, in the hour before its run: close that, push in an hour"
+        )
     numbers = [int(one["number"]) for one in run["pull_requests"]]  # none, of a fork
     if numbers and found["number"] not in numbers:
         return f"its run is of pull request {numbers[0]}"
     if found["created_at"] > began:
         return "it was opened after its run began: push, or close and open it again"
-    # GitHub makes a run some time after the push, of the base that there was then.
-    since = datetime.datetime.fromisoformat(began.replace("Z", "+00:00")) - BASE_MARGIN
     for page in range(1, MOST_PAGES + 1):
         events = github.get(f"issues/{found['number']}/events", per_page=MOST_LISTED, page=page)
-        if any(one["event"] in BASE_CHANGES and one["created_at"] >= since.strftime(TIMES) for one in events):
-            return "it was into another branch not long before its run began: push in an hour, or open it anew"
+        if any(one["event"] in BASE_CHANGES and one["created_at"] >= since for one in events):
+            return "it was into another branch not long before its run began: push in an hour"
         if len(events) < MOST_LISTED:
             return ""
     return "more has happened to it than can be looked at"
 
 
-def _was_open(pull_request: dict[str, Any], at: str) -> bool:
+def _was_open(pull_request: dict[str, Any], since: str, until: str) -> bool:
+    """At some time between the two."""
     closed = pull_request["closed_at"]
-    return bool(pull_request["created_at"] <= at and (closed is None or closed >= at))
+    return bool(pull_request["created_at"] <= until and (closed is None or closed >= since))
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -253,7 +259,8 @@ def _report(options: argparse.Namespace) -> int:
     run, github, number = event["workflow_run"], GitHub.of_environment(), int(os.environ["NUMBER"])
     base = _git(ROOT, "rev-parse", "HEAD").strip()
     files = github.get(f"compare/{base}...{run['head_sha']}")["files"]
-    changed = of_the_judge(one for file in files for one in (file["filename"], file.get("previous_filename")) if one)
+    names = {one for file in files for one in (file["filename"], file.get("previous_filename")) if one}
+    changed = tuple(sorted({*of_the_judge(names), *_pointers(github, run["head_sha"], names)}))
     if len(files) >= MOST_COMPARED:
         changed += (f"({MOST_COMPARED} files and more: what lies beyond them cannot be told)",)
     asked = verdict.Asked(run["head_sha"], base, gpus.read((ROOT / gpus.FILE).read_text()))
@@ -275,6 +282,13 @@ def _report(options: argparse.Namespace) -> int:
     _state(github, run, "success" if fine else "failure", text.headline(outcome, override))
     print(f"Pull request {number}: {text.headline(outcome, override)}; the comment is {'renewed' if own else 'new'}.")
     return 0
+
+
+def _pointers(github: GitHub, commit: str, names: Collection[str]) -> tuple[str, ...]:
+    """Those of the names that are links or submodules in that commit, as `_plan` has them from git."""
+    tree = github.get(f"git/trees/{commit}", recursive=1)
+    found = [one["path"] for one in tree["tree"] if one["mode"] in POINTERS and one["path"] in names]
+    return (*found, "(a tree too large to be looked through)") if tree["truncated"] else tuple(found)
 
 
 def _state(github: GitHub, run: dict[str, Any], state: str, description: str) -> None:

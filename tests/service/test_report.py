@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -53,8 +54,8 @@ NOBODYS = {"number": "", "base": ""}
 
 
 def test_whose_run_it_was_is_known_from_github_alone(whose, step) -> None:
-    others = [listed("b" * 40, 5), listed(HEAD, 3, "stranger/dllm-kernels"), listed(HEAD, 6, closed="10")]
-    outputs, status = whose(*others, listed(HEAD, 9), listed(HEAD, 7))
+    others = [listed(HEAD, 3, "stranger/dllm-kernels"), listed("b" * 40, 5, closed="09"), listed(HEAD, 6, closed="10")]
+    outputs, status = whose(*others, listed(HEAD, 7))
     assert outputs == MINE
     assert "head=stranger%3Achange" in step.api.asked[0]
     assert "state=all" in step.api.asked[0]
@@ -67,14 +68,16 @@ def test_a_run_whose_pull_request_moved_on_is_nobodys(whose) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{}, {"closed": "13"}, {"head": "b" * 40}], ids=["open", "closed since", "of another commit by now"]
+    "other",
+    [{}, {"closed": "13"}, {"closed": "11"}, {"head": "b" * 40}, {"branch": "main", "closed": "13"}],
+    ids=["open", "closed since", "closed just before", "of another commit by now", "into main by now"],
 )
 def test_a_branch_that_was_also_to_go_into_another_gets_no_report(whose, other: dict[str, Any]) -> None:
     """That one's workflow is the other branch's, under the same name, and may upload what it likes."""
     outputs, status = whose(listed(HEAD, 7), listed(**{"head": HEAD, "number": 8, "branch": "mine", **other}))
     assert outputs == NOBODYS
     assert status["state"] == "pending"
-    assert status["description"] == "pull request 8, not into main, is of the same branch: close it, and push"
+    assert status["description"].startswith("its branch had another pull request, 8, in the hour before its run")
 
 
 @pytest.mark.parametrize("other", [{"closed": "10"}, {"created": "13"}], ids=["closed before", "opened since"])
@@ -128,8 +131,11 @@ def test_more_than_can_be_looked_at_gets_no_report(whose, step) -> None:
 def report(step, measured):
     """Runs the report on pull request 7; what it wrote to GitHub."""
 
-    def run(folder: str, comments: list[Any], files: list[Any] | None = None, **changes: Any) -> dict[str, Any]:
-        step.api.answers[f"compare/{measured.base}...{measured.head}"] = {"files": files or []}
+    def run(
+        folder: str, comments: list[Any], files: Sequence[Any] = (), tree: Sequence[Any] = (), **changes: Any
+    ) -> dict[str, Any]:
+        step.api.answers[f"compare/{measured.base}...{measured.head}"] = {"files": files}
+        step.api.answers[f"git/trees/{measured.head}"] = {"tree": tree, "truncated": False}
         step.api.answers["issues/7/comments"] = comments
         step.api.answers["pulls/7"] = {"user": {"login": "author"}}
         assert step("report", folder, event=finished(measured.head, **changes), NUMBER="7")[0] == 0
@@ -166,6 +172,19 @@ def test_a_run_that_was_made_green_is_seen_through(report, measured) -> None:
     assert written["status"]["state"] == "failure"
     assert "test: REGRESSION" in written["body"]
     assert "- .github/workflows/gpu-perf.yml" in written["body"]
+
+
+def test_a_link_among_the_texts_is_a_change_of_the_judge(report, measured) -> None:
+    """As in the run itself: what is there may be anything. One that was there before is none."""
+    tree = [
+        {"path": f"docs/{name}.md", "mode": mode} for name, mode in (("a", "100644"), ("b", "120000"), ("c", "160000"))
+    ]
+    files = [{"filename": "docs/a.md"}, {"filename": "docs/b.md"}]
+    written = report(measured(), [], files, tree)
+    assert written["status"]["state"] == "failure"
+    assert "- docs/b.md" in written["body"]
+    assert "docs/a.md" not in written["body"]
+    assert "docs/c.md" not in written["body"]
 
 
 def test_a_third_attempt_is_red_however_it_ends(report, measured) -> None:

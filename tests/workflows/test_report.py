@@ -24,6 +24,7 @@ def report(forge: Forge, api: Api, event: dict[str, Any], measured: Done, conclu
     api.answers |= {
         "pulls": [listed], f"pulls/{number}": {"user": {"login": "stranger"}}, f"issues/{number}/events": [],
         f"compare/main...{head}": compared, f"compare/{base}...{head}": compared,
+        f"git/trees/{head}": {"tree": [{"path": name, "mode": "100644"} for name in files], "truncated": False},
     }  # fmt: skip
     finished = {
         "id": 77, "name": "GPU performance", "event": "pull_request", "head_sha": head, "head_branch": "change",
@@ -66,7 +67,7 @@ def test_the_verdict_is_pending_again_where_a_pull_request_comes_into_main_from_
     assert forge.act("perf-pending.yml", "pull_request_target", retargeted, **asked).jobs == {"Pending": True}
     ((_, _, fields),) = api.written
     assert (fields["context"], fields["state"]) == ("perf-verdict", "pending")
-    assert fields["description"] == "its base changed: push, or close and open it again"
+    assert fields["description"] == "its base changed: push, or close and open it again, in an hour"
 
 
 def test_a_slow_pull_request_is_told_once_and_the_comment_renewed(forge: Forge, api: Api) -> None:
