@@ -219,10 +219,19 @@ def _baseline(options: argparse.Namespace) -> int:
     older = results.load(results.Baseline, path) if path.exists() else None
     accepted = baseline.accepted(runs, options.reason, session.noise_of(device), older)
     results.save(accepted, path)
-    kept = accepted.entries.keys() - {name for run in runs for name in run.workloads}
-    of_others = f", {len(kept)} other workloads as they were" if kept else ""
+    _print_worse(accepted, older)
+    kept = sum(bool(entry.source) for *_, entry in baseline.entries(accepted))
+    of_others = f", {kept} entries as they were" if kept else ""
     print(f"Baseline of {device}{of_others}: {path}. It counts once it is reviewed and merged.")
     return 0
+
+
+def _print_worse(accepted: results.Baseline, older: results.Baseline | None) -> None:
+    """What is allowed from now on and was not before."""
+    for workload, clock, beside, entry in baseline.entries(accepted) if older else ():
+        before = older.of(workload, clock, beside) if older else None
+        if before is not None and entry.speedup < before.speedup * (1 - before.tolerance):
+            print(f"Lower: {workload} on {clock} beside {beside}, {before.speedup:.2f}x to {entry.speedup:.2f}x")
 
 
 def _noise(options: argparse.Namespace) -> int:
@@ -303,6 +312,8 @@ def _case(run: results.Run, options: argparse.Namespace, asked: Sequence[str] | 
         return case
     if run.environment.device_type == "cpu":
         raise ValueError("--max-slowdown: expected a run on a GPU; on a CPU there is no device clock")
+    if run.base is None:
+        raise ValueError("--max-slowdown: expected a record of `compare`; this one has no base to be slower than")
     slowdowns = {
         **case.policy.slowdowns,
         "cuda": {**case.policy.slowdowns["cuda"], "device_us": options.max_slowdown / 100},

@@ -7,7 +7,7 @@ an H100 the two speedups differ by up to 4 %, so each is held against what was m
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from benchmarks import gate, workloads
 from benchmarks.noise import pair_name
@@ -23,12 +23,12 @@ SAME = ("device", "commit", *VERSIONS)  # in all records of a baseline
 def accepted(runs: Sequence[Run], reason: str, known: NoiseRecord | None, older: Baseline | None = None) -> Baseline:
     """The baseline that these runs make of today's workloads, at most one of each way to measure.
 
-    Workloads that the runs do not hold keep their entries of `older`, so that a new one changes no other's.
+    What the runs do not hold, a workload or a way to measure, keeps its entry of `older`: a new one changes no other's.
 
     Raises:
         ValueError: one of them does not pass, holds a wrong result, was measured with uncommitted changes, is so noisy
             that it would not pass beside itself, or is of another device, commit or version than the others; or what
-            would be kept of `older` was measured with another version.
+            would be kept of `older` was measured with another version, or on another device.
     """
     first = runs[0].environment
     for run in runs:
@@ -40,10 +40,11 @@ def accepted(runs: Sequence[Run], reason: str, known: NoiseRecord | None, older:
             raise ValueError(f"record: a result was wrong, {failed[0].workload}: {failed[0].detail}")
         if run.environment.commit is None or run.environment.dirty:
             raise ValueError("record: it was measured with uncommitted changes; commit them and measure again")
+    if older is not None and older.device != first.device:
+        raise ValueError(f"records: expected {older.device}, as the baseline; got {first.device}")
     if len({run.base is None for run in runs}) < len(runs):
         raise ValueError("records: expected at most one of `run` and one of `compare`; got two of a kind")
-    measured = {name for run in runs for name in run.workloads if name in workloads.WORKLOADS}
-    kept = _kept(older, measured, runs[0]) if older else {}
+    kept = _kept(older) if older else {}
     baseline = Baseline(
         first.device, runs[0].created, first.commit, reason, first.torch, first.triton, first.driver, kept
     )  # fmt: skip
@@ -52,27 +53,34 @@ def accepted(runs: Sequence[Run], reason: str, known: NoiseRecord | None, older:
         _add_entries(baseline, run, _passing(run, case, "only a run that passes can become a baseline"), known)
     for run, case in zip(runs, cases, strict=True):
         _passing(run, dataclasses.replace(case, baseline=baseline), "too noisy to be held against itself")
+    if older is not None and any(entry.source for *_, entry in entries(baseline)):
+        for name in VERSIONS:
+            here, there = getattr(baseline, name), getattr(older, name)
+            if here != there:
+                raise ValueError(
+                    "records: expected a `run` and a `compare` of all of today's workloads, because what they lack "
+                    f"stays as it is in the baseline, which is of {name} {there}; got {name} {here}"
+                )
     ordered = {name: baseline.entries[name] for name in workloads.WORKLOADS if name in baseline.entries}
     return dataclasses.replace(baseline, entries=ordered)
 
 
-def _kept(older: Baseline, measured: set[str], run: Run) -> Entries:
-    """Its entries of today's workloads that were not measured now, each with what it was taken from."""
-    names = [name for name in workloads.WORKLOADS if name in older.entries and name not in measured]
-    for version in VERSIONS if names else ():
-        here, there = getattr(run.environment, version), getattr(older, version)
-        if here != there:
-            raise ValueError(
-                f"records: expected all of today's workloads, because the baseline is of {version} {there}; got "
-                f"{', '.join(sorted(measured))}, of {version} {here}"
-            )
-    kept: Entries = {}
-    for name in names:
-        for clock, ways in older.entries[name].items():
+def entries(baseline: Baseline) -> Iterator[tuple[str, str, str, BaselineEntry]]:
+    """All of them, each behind its workload, its clock and what it is beside."""
+    for workload, clocks in baseline.entries.items():
+        for clock, ways in clocks.items():
             for beside, entry in ways.items():
-                source = entry.source or f"{older.commit}, {older.created}"
-                ways_kept = kept.setdefault(name, {}).setdefault(clock, {})
-                ways_kept[beside] = dataclasses.replace(entry, source=source)
+                yield workload, clock, beside, entry
+
+
+def _kept(older: Baseline) -> Entries:
+    """Its entries of today's workloads, each with what it was taken from: what is measured now takes their place."""
+    kept: Entries = {}
+    for workload, clock, beside, entry in entries(older):
+        if workload in workloads.WORKLOADS:
+            ways = kept.setdefault(workload, {}).setdefault(clock, {})
+            source = entry.source or f"{older.commit}, {older.created}: {older.reason}"
+            ways[beside] = dataclasses.replace(entry, source=source)
     return kept
 
 

@@ -14,6 +14,7 @@ from benchmarks import stats
 from benchmarks.results import Noise, NoiseRecord, Run, Series
 from benchmarks.workloads import WORKLOADS
 
+SAME = ("device", "torch", "triton", "driver")  # in all runs that are learned from
 ALONE = "fused alone"  # under which a noise record keeps what is known of times
 LEAST_PROCESSES = 6  # that a pair's noise is taken from; how many there were counts where it is used
 Key = tuple[str, str, str]  # workload, clock, pair
@@ -25,18 +26,22 @@ def pair_name(series: Series) -> str:
 
 
 def learned(runs: Sequence[Run], known: NoiseRecord | None = None) -> NoiseRecord:
-    """The noise that runs of one commit show, alone or beside itself; of pairs of today's workloads that they do not
+    """The noise that runs show of commits alone or beside themselves; of pairs of today's workloads that they do not
     hold, what was known before.
 
     Raises:
-        ValueError: another device's run is among them, another commit's, edited code's, a wrong result's, or there are
-            too few processes of every pair.
+        ValueError: one run is there twice, of another device or version than the others, of a commit beside another, of
+            edited code, or with a wrong result; or there are too few processes of every pair.
     """
     first = runs[0].environment
     for run in runs:
         environment = run.environment
-        if environment.device != first.device:
-            raise ValueError(f"records: expected one device; got {first.device} and {environment.device}")
+        for name in SAME:
+            here, there = getattr(environment, name), getattr(first, name)
+            if here != there:
+                raise ValueError(f"records: expected one {name}; got {there} and {here}")
+        if runs.count(run) > 1:
+            raise ValueError(f"records: expected each once; got that of {run.created} again")
         if environment.commit is None or environment.dirty:
             raise ValueError("records: expected a clean commit; got one measured with uncommitted changes")
         if run.base is not None and (run.base.commit, run.base.dirty) != (environment.commit, False):

@@ -106,12 +106,14 @@ def refuse_what_noise_forbids(run: Run, policy: Policy, noise: NoiseRecord) -> N
     Raises:
         ValueError: with the workload, and the tolerance that would be allowed.
     """
-    processes = len({check.process for check in run.checks})
     wanted = policy.slowdowns[run.environment.device_type]["device_us"]
     for one in run.series:
         known = noise.of(one.workload, one.clock, pair_name(one))
         if known is None or (one.clock, one.beside) != ("device_us", "base fused"):
             continue
+        processes = len(
+            {other.process for other in run.series if (other.workload, other.clock) == (one.workload, one.clock)}
+        )
         least = stats.least_tolerance(known, processes, policy.look_error(), policy.power)
         if wanted < least:
             raise ValueError(

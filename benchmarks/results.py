@@ -66,7 +66,7 @@ class State(Strict):
 
     commit: str | None
     dirty: bool
-    file: str  # what was imported
+    origin: str  # where its package was taken from
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,14 @@ class Run(Record):
     """One measurement: raw samples and everything needed to judge them."""
 
     KIND = "run"
-    VERSION = 4
+    VERSION = 5
 
     created: str  # UTC, ISO 8601
     command: str
     seed: int
     environment: Environment  # with the commit of the state that is measured
     base: State | None  # the state that it is compared with
+    files: dict[str, str]  # by side ("head", "base"), the package's `__file__` as its workers imported it
     workloads: tuple[str, ...]  # that were to be measured
     skipped: tuple[str, ...]  # that this machine leaves out, or that base is too old for
     clock_methods: dict[str, str]  # how each clock was read
@@ -297,7 +298,7 @@ class BaselineEntry(Strict):
     reference_us: PositiveFloat
     # Largest loss of speedup, as a share: what the run's own noise allows to be told from none.
     tolerance: Annotated[float, Field(gt=0, lt=1)]
-    source: str = ""  # commit and time of the runs that it is of; empty: those of its record
+    source: str = ""  # commit, time and reason of the runs that it is of; empty: those of its record
 
 
 @dataclass(frozen=True)
@@ -305,7 +306,7 @@ class Baseline(Record):
     """The reviewed state of one device model."""
 
     KIND = "baseline"
-    VERSION = 3
+    VERSION = 4
 
     device: str
     created: str  # this, the commit and the reason: of the runs that were accepted last

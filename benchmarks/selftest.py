@@ -12,6 +12,7 @@ import dataclasses
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -41,7 +42,11 @@ class Outcome(results.Strict):
     reason: str
     looks: int
     seconds: float  # for which the device was used
-    commit: str | None  # that was tested, and tested with
+    commit: str | None  # that was tested, and tested with; a + behind it, of a checkout with changes
+
+    def __post_init__(self) -> None:
+        if self.status not in gate.Status.__members__:
+            raise ValueError(f"status: expected one of {', '.join(gate.Status.__members__)}; got {self.status!r}")
 
 
 @dataclass(frozen=True)
@@ -103,12 +108,13 @@ def _selftest(options: argparse.Namespace) -> int:
     todo: list[tuple[Mutant | None, int]] = [(None, seed) for seed in seeds[: options.same]]
     todo += [(mutant, seed) for seed in seeds[: options.planted] for mutant in planted]
     done = {(outcome.planted, outcome.seed) for outcome in record.runs} if record else set()
+    todo = [(mutant, seed) for mutant, seed in todo if (mutant.name if mutant else SAME, seed) not in done]
+    left = len(todo)
     for mutant, seed in todo:
-        name = mutant.name if mutant else SAME
-        if (name, seed) in done:
-            continue
         if time.monotonic() > deadline:
-            print(f"The time is over; run the same command again for what is left, with --output {options.output}")
+            print(
+                f"The time is over; run the same command again for the {left} that are left: --output {options.output}"
+            )
             break
         run, outcome = _one(mutant, seed)
         if options.keep and not mutant:
@@ -119,6 +125,7 @@ def _selftest(options: argparse.Namespace) -> int:
             raise results.RecordError(f"{options.output}: of {record.environment.device}, not {environment.device}")
         record = Selftest(environment, run.command, (*before, outcome), ())
         results.save(record, options.output)
+        left -= 1
         print(_line(outcome), flush=True)
     if record is None:
         raise ValueError("selftest: expected --same or --planted; there is nothing to show yet")
@@ -127,7 +134,8 @@ def _selftest(options: argparse.Namespace) -> int:
         record = dataclasses.replace(record, power=_powers(noise, record.environment.device_type))
     results.save(record, options.output)
     print(table(record))
-    return _verdict(record.runs).value
+    verdict = _verdict(record.runs)
+    return gate.Status.INCONCLUSIVE.value if left and verdict is gate.Status.PASS else verdict.value
 
 
 def _one(mutant: Mutant | None, seed: int) -> tuple[results.Run, Outcome]:
@@ -142,7 +150,7 @@ def _one(mutant: Mutant | None, seed: int) -> tuple[results.Run, Outcome]:
         else:
             sides.copy_package(folder)
         assert base.state is not None
-        head = sides.Side(folder, dataclasses.replace(base.state, file=f"{name} planted"))
+        head = sides.Side(folder, dataclasses.replace(base.state, origin=f"{name} planted"))
         run, judgement, looks = session.judged(
             chosen,
             _comparison,
@@ -162,7 +170,7 @@ def _one(mutant: Mutant | None, seed: int) -> tuple[results.Run, Outcome]:
         worst.reason,
         looks,
         run.seconds,
-        run.environment.commit,
+        run.environment.commit and run.environment.commit + "+" * run.environment.dirty,
     )
 
 
@@ -275,6 +283,8 @@ def table(record: Selftest) -> str:
     caught = [outcome for outcome in outcomes if outcome.planted != SAME]
     if caught:
         lines.append(f"planted: {sum(map(_good, caught))} of {len(caught)} runs caught")
+    commits = Counter((one.commit or "none")[:10] + "+" * (one.commit or "").endswith("+") for one in outcomes)
+    lines.append(f"commits: {', '.join(f'{commit} ({runs} runs)' for commit, runs in commits.items())}")
     if record.power:
         heads = f"{'deviation':>9} {'seen from':>9} {'caught, of':>16} {'accused':>8} {'in doubt':>8}"
         lines += ["", f"{'workload':24} {'clock':10} {heads}"]

@@ -20,11 +20,13 @@ def _names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", _names(session.BASELINES))
-def test_a_baseline_holds_every_workload_of_its_device_and_no_other(name):
+def test_a_baseline_holds_every_workload_of_its_device_both_ways_and_no_other(name):
     """Or `--require-baseline` could never pass, and a workload without an entry would be held against nothing."""
     baseline = results.load(results.Baseline, session.BASELINES / name)
     assert name == results.device_path(session.BASELINES, baseline.device).name
     assert set(baseline.entries) == set(WORKLOADS)
+    for clocks in baseline.entries.values():
+        assert {frozenset(ways) for ways in clocks.values()} == {frozenset({"reference", "base reference"})}
 
 
 @pytest.mark.parametrize("name", _names(session.BASELINES / "noise"))

@@ -181,7 +181,7 @@ def test_compare_measures_two_states_and_judges_both_questions(tmp_path, monkeyp
     sides_seen = []
 
     def fake_measure(chosen, *, head, base, processes, **_):
-        sides_seen.append((base.state.file, head.state.file))
+        sides_seen.append((base.state.origin, head.state.origin))
         slowdowns = {key: [device * s for s in (0.999, 1.001, 1.0, 1.0)] for key in steady()}
         return make_run(steady(), slowdowns=slowdowns)
 
@@ -216,8 +216,8 @@ def test_known_noise_is_made_of_a_commit_beside_itself(tmp_path, capsys):
     same = make_run(speedups, slowdowns=slowdowns, base=results.State(GPU.commit, False, ""))
     few = dataclasses.replace(same, series=tuple(one for one in same.series if one.process < 5))
     paths = [str(tmp_path / f"{number}.json") for number in range(3)]
-    for path in paths:
-        results.save(same, Path(path))
+    for seed, path in enumerate(paths):
+        results.save(dataclasses.replace(same, seed=seed), Path(path))
     results.save(few, tmp_path / "few.json")
     assert cli.main(["noise", str(tmp_path / "few.json"), "--accept"]) == 2
     assert "expected 6 processes of a pair in all; got fewer" in capsys.readouterr().err

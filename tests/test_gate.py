@@ -12,7 +12,7 @@ from benchmarks.gate import Case, Status, judge
 from benchmarks.policy import Policy, baseline_tolerance, slowdown_tolerance
 from benchmarks.results import AcceptedSlowdown, BaselineEntry, Block, Check, GpuState
 from benchmarks.workloads import WORKLOADS, Decoding, EngineStep, Workload
-from tests.records import CPU, GPU, NAME, OTHER, make_baseline, make_compared, make_noise, make_run, steady
+from tests.records import CPU, GPU, NAME, OTHER, SPREAD, make_baseline, make_compared, make_noise, make_run, steady
 
 POLICY = Policy()
 
@@ -114,6 +114,23 @@ def test_a_faster_reference_is_not_our_regression():
     assert judge_(at_the_floor, POLICY, make_baseline()).status is Status.REGRESSION
 
 
+def test_on_the_call_clock_a_faster_reference_is_told_where_base_shows_that_fused_is_not_slower():
+    """Times of another host say nothing: one that is faster would hide what was lost."""
+    faster = steady(call=3.0)
+    verdict = _by_clock(judge_(make_run(faster), POLICY, make_baseline()))["call_us"]
+    assert verdict.status is Status.REGRESSION
+    assert "beside the baseline's times fused +0.1%, reference -24.9%" in verdict.reason
+
+    def beside_base(call):
+        slowdowns = {(NAME, "device_us"): [*SPREAD], (NAME, "call_us"): [call * s for s in SPREAD]}
+        judgement = judge_(make_run(faster, slowdowns=slowdowns), POLICY, make_baseline(), noise=make_noise())
+        return next(v for v in judgement.verdicts if (v.question, v.clock) == ("speedup", "call_us"))
+
+    assert beside_base(1.0).status is Status.PASS
+    assert "the reference became 24.9% faster, fused not slower: renew" in beside_base(1.0).reason
+    assert beside_base(1.2).status is Status.REGRESSION
+
+
 def test_doubt_is_not_explained_away_by_a_reference_that_did_not_become_faster():
     unsteady = {**steady(), (NAME, "device_us"): [14.3, 14.8, 15.2, 15.7]}
     verdict = _by_clock(judge_(make_run(unsteady), POLICY, make_baseline()))["device_us"]
@@ -159,27 +176,28 @@ def test_a_baseline_is_of_today_s_workloads_alone(monkeypatch):
 
 
 def test_a_baseline_keeps_what_was_not_measured_again(monkeypatch):
-    """A workload that is new changes no other's entry, unless another version would stand beside them."""
+    """A workload that is new, or one of the two ways to measure, changes no other's entry, unless another version would
+    stand beside them."""
     monkeypatch.setattr(workloads, "WORKLOADS", {name: workloads.WORKLOADS[name] for name in (NAME, OTHER)})
-    kept = BaselineEntry(7.0, 10.0, 70.0, 0.05)
-    ways = {"device_us": {"reference": kept}, "call_us": {"reference": kept}}
-    older = make_baseline(entries={OTHER: ways, NAME: ways, "7x7x70-fp16-100": ways})
+    before = BaselineEntry(7.0, 10.0, 70.0, 0.05)
+    clocks = {clock: {"reference": before, "base reference": before} for clock in ("device_us", "call_us")}
+    older = make_baseline(entries={OTHER: clocks, NAME: clocks, "7x7x70-fp16-100": clocks})
     run = make_run(steady())
     with pytest.raises(ValueError, match=OTHER):
         baselines.accepted([run], "more", make_noise())
     accepted = baselines.accepted([run], "more", make_noise(), older)
     assert list(accepted.entries) == [NAME, OTHER]
-    assert accepted.of(NAME, "device_us", "reference") == baselines.accepted(
-        [run], "more", make_noise(), make_baseline(entries={OTHER: ways})
-    ).of(NAME, "device_us", "reference")
-    assert accepted.of(NAME, "device_us", "reference").speedup == pytest.approx(15, rel=1e-3)
-    assert (accepted.commit, accepted.of(NAME, "call_us", "reference").source) == (GPU.commit, "")
-    source = f"{older.commit}, {older.created}"
-    assert accepted.of(OTHER, "call_us", "reference") == dataclasses.replace(kept, source=source)
+    new = accepted.of(NAME, "device_us", "reference")
+    assert (new.speedup, new.source) == (pytest.approx(15, rel=1e-3), "")
+    kept = dataclasses.replace(before, source=f"{older.commit}, {older.created}: first")
+    for workload, way in ((NAME, "base reference"), (OTHER, "reference"), (OTHER, "base reference")):
+        assert accepted.of(workload, "call_us", way) == kept, (workload, way)
     again = baselines.accepted([run], "again", make_noise(), accepted)
-    assert again.of(OTHER, "call_us", "reference").source == source
-    with pytest.raises(ValueError, match=f"all of today.s workloads, because .* of driver 1; got {NAME}, of driver"):
+    assert again.of(OTHER, "call_us", "reference") == kept
+    with pytest.raises(ValueError, match="which is of driver 1; got driver"):
         baselines.accepted([run], "more", make_noise(), dataclasses.replace(older, driver="1"))
+    with pytest.raises(ValueError, match="expected NVIDIA Other, as the baseline"):
+        baselines.accepted([run], "more", make_noise(), dataclasses.replace(older, device="NVIDIA Other"))
 
 
 def test_no_baseline_is_made_of_a_record_with_a_wrong_result(monkeypatch):
@@ -376,6 +394,26 @@ def test_an_accepted_slowdown_has_a_size_an_end_and_a_base(slowdown, expires, ba
     verdict = _slowdowns(make_compared(1.04), accepted=accepted)["device_us"]
     assert verdict.status is status
     assert "exact sums" in verdict.reason
+
+
+def test_an_accepted_slowdown_lowers_what_the_baseline_asks_beside_that_base():
+    """Or it would be accepted up to the baseline's tolerance alone."""
+    slower = make_run(
+        steady(device=15 / 1.15),
+        slowdowns={(NAME, "device_us"): [1.15 * s for s in SPREAD], (NAME, "call_us"): [*SPREAD]},
+        fused_us=11.5,
+    )
+
+    def speedup(*accepted):
+        judgement = judge_(slower, POLICY, make_baseline(), noise=make_noise(), accepted=accepted)
+        return next(v for v in judgement.verdicts if (v.question, v.clock) == ("speedup", "device_us"))
+
+    assert speedup().status is Status.REGRESSION
+    verdict = speedup(AcceptedSlowdown(NAME, "device_us", "d" * 40, 0.2, "exact sums", "2027-01-01"))
+    assert verdict.status is Status.PASS
+    assert "(baseline 15.00x less 5.0%, and 20.0% accepted)" in verdict.reason
+    elsewhere = AcceptedSlowdown(NAME, "device_us", "e" * 40, 0.2, "exact sums", "2027-01-01")
+    assert speedup(elsewhere).status is Status.REGRESSION
 
 
 def test_an_accepted_slowdown_is_found_among_those_of_other_bases_and_times():

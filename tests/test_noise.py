@@ -70,6 +70,9 @@ def test_noise_is_learned_of_a_clean_commit_with_right_results_alone():
     ]:
         with pytest.raises(ValueError, match=f"records: {message}"):
             learned([dataclasses.replace(run, **changes)])
-    elsewhere = dataclasses.replace(run, environment=dataclasses.replace(GPU, device="NVIDIA Other"))
-    with pytest.raises(ValueError, match="records: expected one device; got NVIDIA Test and NVIDIA Other"):
-        learned([run, elsewhere])
+    for name, found in (("device", "NVIDIA Test and NVIDIA Other"), ("driver", f"{GPU.driver} and NVIDIA Other")):
+        elsewhere = dataclasses.replace(run, environment=dataclasses.replace(GPU, **{name: "NVIDIA Other"}))
+        with pytest.raises(ValueError, match=f"records: expected one {name}; got {found}"):
+            learned([run, elsewhere])
+    with pytest.raises(ValueError, match="records: expected each once; got that of 2026-11-23T12:00:00"):
+        learned([run, run])

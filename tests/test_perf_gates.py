@@ -76,6 +76,13 @@ def test_what_cannot_be_compared_is_refused(perf, tmp_path):
         code, output = perf("--benchmark-compare", option)
         assert code == pytest.ExitCode.USAGE_ERROR
         assert f"with {option} nothing would be compared" in output
+    for options, what in (
+        (["--benchmark-only"], "nothing would be judged by the gate"),
+        (["-n", "2"], "compares nothing"),
+    ):
+        code, output = perf("--benchmark-compare", *options)
+        assert code == pytest.ExitCode.USAGE_ERROR
+        assert what in output
     (saved,) = (tmp_path / "saved").rglob("*.json")
     content = json.loads(saved.read_text())
     lost = content["benchmarks"].pop()["fullname"]

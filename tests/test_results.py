@@ -43,7 +43,7 @@ def _break(path, **changes):
         (lambda path: path.write_text("[" * 200_000), "damaged"),
         (lambda path: path.write_text("[1, 2]"), "not a run"),
         (lambda path: _break(path, kind="baseline"), "not a run"),
-        (lambda path: _break(path, version=99), "format 99; this version reads 4"),
+        (lambda path: _break(path, version=99), "format 99; this version reads 5"),
         (lambda path: _break(path, surprise=1), "not a complete run: surprise"),
         (lambda path: _break(path, environment={"device": "x"}), "not a complete run: environment"),
         (lambda path: _spoil(path, "environment", device=["x"]), "environment.device: Input should be a valid string"),

@@ -22,8 +22,8 @@ def selftests(tmp_path, monkeypatch):
 
     def run(*arguments, slower=1.3, output="out.json", same=1.0, device=GPU.device):
         def fake_measure(chosen, *, head, base, processes, seed, first_process=0, **_):
-            measured.append(head.state.file)
-            ratio = same if "same code" in head.state.file else slower
+            measured.append(head.state.origin)
+            ratio = same if "same code" in head.state.origin else slower
             spread = [0.999 + 0.002 * (process % 2) for process in range(processes)]
             speedups, slowdowns = {}, {}
             for workload in chosen:
@@ -85,7 +85,7 @@ def test_it_goes_on_where_it_stopped(selftests):
     selftests("--same", "5")
     assert len(selftests.measured) == 5
     code, record = selftests("--same", "5", "--planted", "1", "--mutant", "second-pass", "--seconds", "0.000001")
-    assert (code, len(record["runs"])) == (0, 5)
+    assert (code, len(record["runs"])) == (3, 5), "what is left may yet fail"
 
 
 def test_once_something_is_accused_doubts_about_the_rest_are_left(selftests):

@@ -66,7 +66,7 @@ def start(package_folder: Path | None) -> dict[str, Any]:
             torch.ones(1, device="cuda")
     gc.collect()
     gc.freeze()  # what was imported is not looked through again at each collection: that takes 0.15 s
-    return dataclasses.asdict(machine.describe_environment())
+    return {"environment": dataclasses.asdict(machine.describe_environment()), "file": str(found)}
 
 
 def open_bench(workload: str, seed: int) -> Any:

@@ -53,6 +53,8 @@ CLOCK = VirtualClock()
 def pytest_configure(config: pytest.Config) -> None:
     # It tells of a missing saved run by a warning; as an error, that would be an internal one of pytest's.
     warnings.filterwarnings("default", category=PytestBenchmarkWarning)
+    if config.getoption("benchmark_compare") and config.getoption("numprocesses", None):
+        raise pytest.UsageError("with -n pytest-benchmark compares nothing: leave it out")
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
@@ -74,9 +76,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """pytest-benchmark compares what the saved run has, if there is one, and passes the rest: refuse that too."""
     if session.config.getoption("benchmark_compare") and SAVED not in session.config.stash:
         raise pytest.UsageError("there is no saved run to compare with: save one with --benchmark-autosave")
-    for name in ("disable", "skip"):
+    for name, what in (("disable", "compared"), ("skip", "compared"), ("only", "judged by the gate")):
         if session.config.getoption("benchmark_compare") and session.config.getoption(f"benchmark_{name}"):
-            raise pytest.UsageError(f"with --benchmark-{name} nothing would be compared: leave it out")
+            raise pytest.UsageError(f"with --benchmark-{name} nothing would be {what}: leave it out")
     series = {item.nodeid for item in session.items if "benchmark" in getattr(item, "fixturenames", ())}
     if missing := sorted(series - session.config.stash.get(SAVED, series)):
         raise pytest.UsageError(f"the saved run lacks {', '.join(missing)}: save a new one with --benchmark-autosave")

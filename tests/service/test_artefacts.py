@@ -39,7 +39,7 @@ def link(name: str) -> zipfile.ZipInfo:
         ([("record.json", b"{}")], "not a run"),
         ([("record.json", b"\xff\xfe")], "damaged"),
         ([("record.json", b"[" * 200_000)], "artefact 'gpu-perf-test.zip'"),
-        ([("record.json", b'{"kind": "run", "version": 4, "seed": NaN}')], "not a complete run"),
+        ([("record.json", b'{"kind": "run", "version": 5, "seed": NaN}')], "not a complete run"),
     ],
 )
 def test_hostile_artefacts(artefact, files: list[Any], message: str) -> None:

@@ -74,6 +74,7 @@ def made_up(
     return Run(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command="python -m benchmarks " + " ".join(sys.argv[1:]),
+        files={},
         seed=seed,
         environment=Environment(
             DEVICE,
