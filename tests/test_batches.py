@@ -169,13 +169,43 @@ def test_capture_without_a_gpu_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [([1, -2], r"prompts\[1\]: expected token ids from 0 on; got -2"), ([1.5], r"prompts\[1\]: expected")],
+    [
+        ([1, -2], r"prompts\[1\]: expected token ids, int64 from 0 on; got -2"),
+        ([1, 2**63], r"prompts\[1\]: expected token ids, int64 from 0 on; got 9223372036854775808"),
+        ([1.5], r"prompts\[1\]: expected an integer; got 1.5"),
+    ],
 )
 def test_a_wrong_prompt_is_named_as_it_is_taken(prompt, message: str) -> None:
     found = decode_batches(Remembering(mixing, 1), [[1], prompt], slots=1, mask_id=MASK, generation_length=4)
     next(found)
     with pytest.raises((TypeError, ValueError), match=message):
         next(found)
+
+
+@pytest.mark.parametrize(
+    ("following", "expected", "message"),
+    [
+        ([[1] * 93, [2]], ValueError, r"prompts\[3\]: expected at most 96 positions"),
+        (None, OSError, "the queue is gone"),
+    ],
+    ids=["a prompt that is too long", "an error of the iterable"],
+)
+def test_what_is_at_work_ends_before_an_error_of_the_prompts(following, expected, message: str) -> None:
+    prompts = [[1], [2, 3], [4] * 9]
+
+    def queue():
+        yield from prompts
+        if following is None:
+            raise OSError("the queue is gone")
+        yield from following
+
+    options = {"mask_id": MASK, "generation_length": 9, "block_length": 4}
+    given: list[Decoded] = []
+    with pytest.raises(expected, match=message):
+        given.extend(decode_batches(Remembering(mixing, 2), queue(), slots=2, **options))
+    assert {one.index: one.tokens.tolist() for one in given} == {
+        index: alone(prompt, options) for index, prompt in enumerate(prompts)
+    }
 
 
 def test_logits_of_another_shape_are_refused() -> None:

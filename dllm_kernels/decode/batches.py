@@ -116,8 +116,10 @@ class BatchDecoder:
     def decode(self, prompts: Iterable[Sequence[int]]) -> Iterator[Decoded]:
         """What is generated after each prompt, a sequence of token ids, in the order in which the sequences end.
 
-        Prompts are taken as slots become free. A further call ends the iterator of the one before, with a RuntimeError
-        if that is asked for more.
+        A prompt is taken whenever a slot is free. All others wait until `prompts` gives it or ends, so it must not wait
+        for one to come. A prompt that is refused, and an error of `prompts` itself, are raised when the sequences
+        before it have ended and been given out; what follows it is not taken. A further call ends the iterator of the
+        one before, with a RuntimeError if that is asked for more.
 
         Raises:
             TypeError, ValueError: a prompt, or what the model returned, is not as described.
@@ -125,22 +127,31 @@ class BatchDecoder:
         """
         self._runs += 1
         self._slots.running.zero_()
-        return self._decode(iter(enumerate(prompts)), self._runs)
+        checked = ((index, self._ids(index, prompt)) for index, prompt in enumerate(prompts))
+        return self._decode(checked, self._runs)
 
-    def _decode(self, waiting: Iterator[tuple[int, Sequence[int]]], run: int) -> Iterator[Decoded]:
+    def _decode(self, waiting: Iterator[tuple[int, Tensor]], run: int) -> Iterator[Decoded]:
         free = list(range(len(self._slots.told)))
         at_work: dict[int, _Entry] = {}  # by slot
         most = (self._slots.tokens.shape[1] // self._block_length) * (self._block_length + 1)
+        refused: Exception | None = None
         self._check_current(run)
         while True:
-            while free and (following := next(waiting, None)) is not None:
-                index, prompt = following
-                ids = self._ids(index, prompt)
+            while free and refused is None:
+                try:
+                    index, ids = next(waiting)
+                except StopIteration:
+                    break
+                except Exception as error:  # a prompt's, or of whoever gives them
+                    refused = error
+                    break
                 slot = free.pop(0)
                 with self._device():
                     self._enter(slot, ids)
                 at_work[slot] = _Entry(index, len(ids), self._started)
             if not at_work:
+                if refused is not None:
+                    raise refused
                 return
             with self._device():
                 self._step()
@@ -168,16 +179,16 @@ class BatchDecoder:
         return torch.cuda.device(self._slots.blocks.device) if self._cuda else nullcontext()
 
     def _ids(self, index: int, prompt: Sequence[int]) -> Tensor:
-        ids = torch.tensor(as_ints(f"prompts[{index}]", prompt), dtype=torch.int64)
-        if len(ids) and int(ids.min()) < 0:
-            raise ValueError(f"prompts[{index}]: expected token ids from 0 on; got {int(ids.min())}")
+        ids = as_ints(f"prompts[{index}]", prompt)
+        if wrong := [token for token in ids if not 0 <= token < 2**63]:
+            raise ValueError(f"prompts[{index}]: expected token ids, int64 from 0 on; got {wrong[0]}")
         needed = -(-(len(ids) + self._generation_length) // self._block_length) * self._block_length
         if needed > self._model.max_length:
             raise ValueError(
                 f"prompts[{index}]: expected at most {self._model.max_length} positions, all that the model's cache "
                 f"holds; {len(ids)} ids and {self._generation_length} to generate take {needed}"
             )
-        return ids
+        return torch.tensor(ids, dtype=torch.int64)
 
     def _enter(self, slot: int, ids: Tensor) -> None:
         cached = len(ids) // self._block_length * self._block_length
