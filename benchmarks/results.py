@@ -365,11 +365,13 @@ def decoded(kind: type[T], fields: Any) -> T:
     """`fields`, as JSON holds them, as the dataclass `kind`.
 
     Raises:
-        ValueError: a field is missing, unknown, or of another type; the first such is named.
+        ValueError: a field is missing, unknown, of another type, or does not fit the others; the first such is named.
     """
     try:
         return TypeAdapter(kind).validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
+        if not place and "error" in first.get("ctx", {}):  # of the whole record, which names its fields itself
+            raise ValueError(str(first["ctx"]["error"])) from error
         raise ValueError(f"{place}: {first['msg']}; got {str(first['input'])[:80]!r}") from error

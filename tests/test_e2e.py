@@ -328,6 +328,43 @@ def test_modes_that_went_different_ways_end_in_exit_code_1(tmp_path, capsys) -> 
     assert "or passes that they took, differ between modes or repeats" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("field", "kept", "message"),
+    [
+        ("agreed", [], r"agreed: expected one of each load, \['1 request'\]; got \[\]"),
+        ("forwards", [], r"forwards: expected one of each load, \['1 request'\]; got \[\]"),
+        ("forwards", [0, 0], r"forwards: expected one of each load, .*; got \['1 request', '1 request'\]"),
+        ("loads", [], "loads: Tuple should have at least 1 item"),
+        ("loads", [0, 0], r"loads: expected each name once; got \['1 request', '1 request'\]"),
+        ("repeats", [], "repeats: Tuple should have at least 1 item"),
+        ("repeats", [0, 1, 3, 4, 6, 7], r"repeats: expected \[0, 1, 2\] of fused on 1 request; got \[\]"),
+        ("repeats", range(8), r"repeats: expected \[0, 1, 2\] of fused on 1 request; got \[0, 1\]"),
+        ("repeats", [*range(9), 8], r"repeats: expected \[0, 1, 2\] of fused on 1 request; got \[0, 1, 2, 2\]"),
+    ],
+)
+def test_a_record_that_lacks_what_could_differ_is_refused(field: str, kept, message: str, tmp_path, capsys) -> None:
+    path = tmp_path / "e2e.json"
+    results.save(record(), path)
+    said = json.loads(path.read_text())
+    said[field] = [said[field][number] for number in kept]
+    path.write_text(json.dumps(said))
+    with pytest.raises(results.RecordError, match=f"{path}: not a complete .*: {message}"):
+        results.load(EndToEnd, path)
+    assert cli.main(["e2e", "--show", str(path)]) == 2
+    assert f"error: {path}: not a complete" in capsys.readouterr().err
+
+
+def test_a_record_is_of_its_own_loads_and_modes_alone() -> None:
+    first, *rest = record().repeats
+    for change in ({"load": "other"}, {"mode": "other"}):
+        with pytest.raises(ValueError, match=r"repeats: expected \[\] of .*other.*; got \[0\]"):
+            record(repeats=(first, *rest, dataclasses.replace(first, **change)))
+    for differing in ({}, {"fused": 0}, {"sglang": 0, "fused": 0, "other": 0}):
+        agreed = dataclasses.replace(record().agreed[0], differing=differing)
+        with pytest.raises(ValueError, match=r"agreed: 1 request: expected counts of \['sglang', 'fused'\]; got"):
+            record(agreed=(agreed,))
+
+
 def test_an_excused_position_waives_the_tokens_of_a_mode_and_nothing_else() -> None:
     excused = (Agreed("1 request", 100, 3200, 1000, 300, 2, 1, {"sglang": 0, "fused": 0}),)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from benchmarks.results import Environment, Record, Strict
 
@@ -30,7 +31,7 @@ class Repeat(Strict):
     tokens: PositiveInt  # generated
     sequence_passes: PositiveInt  # forward passes, summed over the sequences
     passes: PositiveInt  # forward passes of the batch
-    forward_us: tuple[PositiveFloat, ...]  # of every pass
+    forward_us: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]  # of every pass
     outside_us: tuple[NonNegativeFloat, ...]  # from a pass to the next, but where a sequence entered between them
     correct: NonNegativeInt | None  # answers; None where there are none
     digest: str  # SHA-256 of all tokens, and of the passes that they took, in the order of the prompts
@@ -86,17 +87,40 @@ class EndToEnd(Record):
     model: str
     questions: str  # what the prompts are
     acceptance: str  # the model's own, or the script's
-    modes: dict[str, str]  # name and source
+    modes: Annotated[dict[str, str], Field(min_length=1)]  # name and source
     threshold: float
     block_length: PositiveInt
     generation_length: PositiveInt
-    loads: tuple[Load, ...]
-    repeats: tuple[Repeat, ...]
+    loads: Annotated[tuple[Load, ...], Field(min_length=1)]
+    repeats: Annotated[tuple[Repeat, ...], Field(min_length=1)]
     agreed: tuple[Agreed, ...]
     forwards: tuple[Forward, ...]
     device_us: dict[
         str, PositiveFloat
     ]  # of one fused call in a load's steps, on average, by CUPTI; empty without a GPU
+
+    def __post_init__(self) -> None:
+        """What is missing could not be found to differ.
+
+        Raises:
+            ValueError: a load lacks its agreement, its forward pass or a repeat of a mode, or one is of no load or mode.
+        """
+        _, *others = self.modes
+        loads = [load.name for load in self.loads]
+        if len(set(loads)) < len(loads):
+            raise ValueError(f"loads: expected each name once; got {loads}")
+        for name, named in (("agreed", self.agreed), ("forwards", self.forwards)):
+            if [one.load for one in named] != loads:
+                raise ValueError(f"{name}: expected one of each load, {loads}; got {[one.load for one in named]}")
+        for agreed in self.agreed:
+            if set(agreed.differing) != set(others):
+                raise ValueError(f"agreed: {agreed.load}: expected counts of {others}; got {agreed.differing}")
+        numbers = sorted({one.repeat for one in self.repeats})
+        due = {(load, mode) for load in loads for mode in self.modes}
+        for load, mode in sorted(due | {(one.load, one.mode) for one in self.repeats}):
+            expected = numbers if (load, mode) in due else []
+            if (got := [one.repeat for one in self.of(load, mode)]) != expected:
+                raise ValueError(f"repeats: expected {expected} of {mode} on {load}; got {got}")
 
     def of(self, load: str, mode: str) -> list[Repeat]:
         return [one for one in self.repeats if (one.load, one.mode) == (load, mode)]
@@ -124,18 +148,18 @@ class EndToEnd(Record):
 
     def differences(self, load: str | None = None) -> list[str]:
         """Where modes went different ways: on the same logits, or in what was decoded with each."""
+        first = next(iter(self.modes))
+        agreed = {one.load: one for one in self.agreed}
         said = []
-        for agreed in self.agreed:
-            if load not in (None, agreed.load):
-                continue
-            for mode, count in agreed.differing.items():
+        for name in [one.name for one in self.loads if load in (None, one.name)]:
+            for mode, count in agreed[name].differing.items():
                 if count:
-                    said.append(f"{agreed.load}: {mode} accepts {count} tokens otherwise than {next(iter(self.modes))}")
-            repeats = [one for one in self.repeats if one.load == agreed.load]
+                    said.append(f"{name}: {mode} accepts {count} tokens otherwise than {first}")
+            repeats = [one for one in self.repeats if one.load == name]
             if len({one.correct for one in repeats}) > 1:
-                said.append(f"{agreed.load}: how many answers are right differs between modes or repeats")
-            if _go_apart(repeats, excused=agreed.excused > 0):
-                said.append(f"{agreed.load}: tokens, or passes that they took, differ between modes or repeats")
+                said.append(f"{name}: how many answers are right differs between modes or repeats")
+            if _go_apart(repeats, excused=agreed[name].excused > 0):
+                said.append(f"{name}: tokens, or passes that they took, differ between modes or repeats")
         return said
 
 
