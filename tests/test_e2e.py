@@ -423,6 +423,73 @@ def test_what_cannot_be_run_here_is_said(capsys) -> None:
     assert "--threshold: expected a number; got nan" in capsys.readouterr().err
 
 
+@pytest.fixture
+def made_up_measurement(monkeypatch) -> list[tuple[runs.Task, dict[str, str]]]:
+    """Nothing is decoded; what was asked for is kept."""
+    asked = []
+
+    def measure(task, serve, loads, modes, *, repeats, seed, progress, **said) -> EndToEnd:
+        asked.append((task, said))
+        return record()
+
+    monkeypatch.setattr(runs, "measure", measure)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("", "--output: expected a file; {path} is a folder"),
+        ("file/e2e.json", "--output: expected a file that can be written; got {path}: "),
+    ],
+)
+def test_where_no_record_can_be_written_nothing_is_measured(
+    place, message, made_up_measurement, tmp_path, capsys
+) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / place
+    assert cli.main(["e2e", "--output", str(path)]) == 2
+    assert message.format(path=path) in capsys.readouterr().err
+    assert made_up_measurement == []
+
+
+def test_the_tables_are_shown_though_the_record_cannot_be_written_any_more(
+    made_up_measurement, tmp_path, monkeypatch, capsys
+) -> None:
+    def full(record, path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(results, "save", full)
+    assert cli.main(["e2e", "--questions", "2", "--output", str(tmp_path / "e2e.json"), "--markdown"]) == 2
+    printed = capsys.readouterr()
+    assert "| fused | 0.750 |" in printed.out
+    assert "Record:" not in printed.out
+    assert "error: No space left on device" in printed.err
+
+
+def test_a_folder_is_the_same_however_it_is_written(made_up_measurement, tmp_path, monkeypatch) -> None:
+    shutil.copytree(WORD_PROBLEMS, tmp_path / "mine")
+    expected = {WORD_PROBLEMS: ("word_problems, 0.9 M", 64), tmp_path / "mine": ("mine, 0.9 M", 256)}
+    for folder, (named, generated) in expected.items():
+        monkeypatch.chdir(folder)
+        for model in (".", f"../{folder.name}", str(folder)):
+            output = str(tmp_path / "e2e.json")
+            assert cli.main(["e2e", "--questions", "1", "--model", model, "--output", output]) == 0
+            task, said = made_up_measurement.pop()
+            assert said["model"].startswith(named)
+            assert task.generation_length == generated
+
+
+def test_questions_are_read_before_the_weights(tmp_path, monkeypatch, capsys) -> None:
+    loaded = []
+    monkeypatch.setattr(checkpoint, "load", lambda *args, **options: loaded.append(args))
+    path = tmp_path / "test.jsonl"
+    path.write_text("{")
+    assert cli.main(["e2e", "--gsm8k", str(path), "--output", str(tmp_path / "e2e.json")]) == 2
+    assert f"{path}:1: expected JSON" in capsys.readouterr().err
+    assert loaded == []
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
@@ -432,12 +499,10 @@ def test_what_cannot_be_run_here_is_said(capsys) -> None:
         ({"vocab_size": 150}, "vocab_size: expected the largest token of tokenizer.json, 156, to be within it"),
     ],
 )
-def test_ids_and_lengths_that_the_model_does_not_have_are_said(said, message, tmp_path, monkeypatch, capsys) -> None:
+def test_ids_and_lengths_that_the_model_does_not_have_are_said(said, message, tmp_path, capsys) -> None:
     folder = shutil.copytree(WORD_PROBLEMS, tmp_path / "model")
     named = json.loads((folder / "config.json").read_text()) | said
     (folder / "config.json").write_text(json.dumps(named))
-    model = checkpoint.random_model(checkpoint.read_config(folder)[0], device="cpu", dtype=torch.float32)
-    monkeypatch.setattr(checkpoint, "load", lambda *args, **options: model)
     assert cli.main(["e2e", "--model", str(folder), "--questions", "2", "--output", str(tmp_path / "e2e.json")]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 

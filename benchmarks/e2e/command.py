@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,13 +66,28 @@ def _e2e(options: argparse.Namespace) -> int:
         raise ValueError(f"--threshold: expected a number; got {options.threshold}")
     if options.show:
         record = results.load(EndToEnd, options.show)
+        tables.show(record, markdown=options.markdown)
     else:
+        _check_output(options.output)
         record = measured(options)
-        results.save(record, options.output)
-    tables.show(record, markdown=options.markdown)
-    if not options.show:
+        try:
+            results.save(record, options.output)
+        finally:  # or a disk that is full by now takes with it what was measured
+            tables.show(record, markdown=options.markdown)
         print(f"Record: {options.output}")
     return DIFFERENT if record.differences() else 0
+
+
+def _check_output(path: Path) -> None:
+    """Before measuring, that a record can be written there."""
+    if path.is_dir():
+        raise ValueError(f"--output: expected a file; {path} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--output: expected a file that can be written; got {path}: {error}") from error
 
 
 def measured(options: argparse.Namespace) -> EndToEnd:
@@ -143,12 +159,10 @@ def _trained(options: argparse.Namespace, device: str) -> tuple[LLaDA2, Task, di
     from benchmarks.e2e.chat import Chat
     from benchmarks.e2e.runs import Task
 
-    folder = options.model or WORD_PROBLEMS
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32  # as CPUs compute faster
-    model = checkpoint.load(folder, device=device, dtype=dtype)
-    _, said = checkpoint.read_config(folder)
+    folder = (options.model or WORD_PROBLEMS).resolve()  # which has a name, where `.` has none
+    config, said = checkpoint.read_config(folder)
     chat = Chat.load(folder)
-    _check_vocabulary(folder, chat, model.config.vocab_size)
+    _check_vocabulary(folder, chat, config.vocab_size)
     if options.gsm8k:
         asked = problems.read_gsm8k(options.gsm8k)[: options.questions]
         questions = f"the first {len(asked)} of {options.gsm8k.name}"
@@ -162,8 +176,10 @@ def _trained(options: argparse.Namespace, device: str) -> tuple[LLaDA2, Task, di
         return problems.extract_answer(chat.text(tokens)) == asked[number].answer
 
     prompts = [chat.prompt_ids(problem.question) for problem in asked]
-    generated = options.tokens or (64 if folder == WORD_PROBLEMS else 256)
+    generated = options.tokens or (64 if folder == WORD_PROBLEMS.resolve() else 256)
     _check_lengths(prompts, generated, said.get("max_position_embeddings"))
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32  # as CPUs compute faster
+    model = checkpoint.load(folder, device=device, dtype=dtype)  # last: weights take minutes, all else seconds
     task = Task(
         prompts,
         is_correct,

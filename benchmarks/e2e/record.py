@@ -103,7 +103,7 @@ class EndToEnd(Record):
         """What is missing could not be found to differ.
 
         Raises:
-            ValueError: a load lacks its agreement, its forward pass or a repeat of a mode, or one is of no load or mode.
+            ValueError: a load lacks its agreement, its forward pass or a repeat of a mode, or has one too many.
         """
         _, *others = self.modes
         loads = [load.name for load in self.loads]
