@@ -128,7 +128,7 @@ def test_a_line_of_json_ends_with_a_line_feed_alone(tmp_path) -> None:
     ("last", "answer"),
     [
         ("77.00", "77"), ("007", "7"), ("$1,200.", "1200"), ("50%", "50"), ("+4", "4"), ("\u22125", "-5"),
-        ("-$5", "-5"), ("$-5", "-5"), ("€2.50", "2.5"),
+        ("-$5", "-5"), ("$-5", "-5"), ("€2.50", "2.5"), (".5", "0.5"), ("-$.5", "-0.5"),
     ],
 )  # fmt: skip
 def test_the_answer_of_a_line_is_its_number(last: str, answer: str, tmp_path) -> None:
@@ -140,7 +140,16 @@ def test_the_answer_of_a_line_is_its_number(last: str, answer: str, tmp_path) ->
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "expected JSON"),
+        ("{", "expected JSON in UTF-8; Expecting property name"),
+        (
+            '{"question": "caf\udce9?", "answer": "#### 3"}',
+            "expected JSON in UTF-8; 'utf-8' codec can't decode byte 0xe9",
+        ),
+        ("[" * 100_000, "expected JSON in UTF-8; .*recursion"),
+        (
+            r'{"question": "\ud83d?", "answer": "#### 3"}',
+            'expected an object .*, both Unicode text; got {"question": "',
+        ),
         ("[1]", 'expected an object with "question" and "answer"'),
         ('{"question": "?"}', 'expected an object with "question" and "answer"'),
         ('{"question": "?", "answer": 3}', 'expected an object with "question" and "answer"'),
@@ -153,7 +162,8 @@ def test_the_answer_of_a_line_is_its_number(last: str, answer: str, tmp_path) ->
 )
 def test_a_malformed_line_is_named(line: str, message: str, tmp_path) -> None:
     path = tmp_path / "test.jsonl"
-    path.write_text('{"question": "?", "answer": "#### 3"}\n' + line + "\n")
+    text = '{"question": "?", "answer": "#### 3"}\n' + line + "\n"
+    path.write_bytes(text.encode(errors="surrogateescape"))  # a byte that is no UTF-8 stands as one of those
     with pytest.raises(ValueError, match=message) as caught:
         read_gsm8k(path)
     assert str(caught.value).startswith(f"{path}:2: ")
@@ -179,6 +189,12 @@ def test_a_malformed_line_is_named(line: str, message: str, tmp_path) -> None:
         ("#### 007", "7"),
         ("#### 77.5", "77.5"),
         ("A rise of 20%.", "20"),
+        ("#### .5", "0.5"),
+        ("Down to -.25.", "-0.25"),
+        ("Up to $.75", "0.75"),
+        ("He has ...5", "5"),
+        ("They are left.5", "5"),
+        ("1.2.3", "3"),
         ("nothing", None),
         ("", None),
     ],

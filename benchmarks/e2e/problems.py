@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import random
@@ -22,8 +23,9 @@ GOODS = ("book", "cake", "hat", "pen", "plant", "toy")
 CONTAINERS = ("bags", "boxes", "baskets", "packs")
 HELD_OUT_SHARE = 0.1
 MARK = "####"
-# With a sign, which the minus in 12-5 is not, and one of a currency, in either order.
-_NUMBER = re.compile(r"(?:(?:(?<!\d)[-+\u2212])?[$€£]?|[$€£][-+\u2212])\d[\d,]*(?:\.\d+)?")
+# With a sign, which the minus in 12-5 is not, and one of a currency, in either order. A point may begin it, but not one
+# that ends a word or follows another.
+_NUMBER = re.compile(r"(?:(?:(?<!\d)[-+\u2212])?[$€£]?|[$€£][-+\u2212])(?:\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+)")
 _ANSWER = re.compile(rf"({_NUMBER.pattern})%?\.?")
 _PLAIN = str.maketrans({"\u2212": "-", "$": None, "€": None, "£": None, ",": None})
 
@@ -87,9 +89,9 @@ def read_gsm8k(path: Path) -> list[Problem]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line is not as described; the message names it.
+        ValueError: a line is not as described, or not UTF-8; the message names it.
     """
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     return [_gsm8k(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -105,18 +107,24 @@ def _value(number: str) -> Decimal:
     return Decimal(number.translate(_PLAIN))
 
 
-def _gsm8k(line: str, place: str) -> Problem:
+def _gsm8k(line: bytes, place: str) -> Problem:
     try:
-        said = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{place}: expected JSON; {error}") from error
-    if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("question", "answer")):
-        raise ValueError(f'{place}: expected an object with "question" and "answer", both text; got {line[:80]}')
+        said = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: expected JSON in UTF-8; {error}") from error
+    if not isinstance(said, dict) or not all(_is_text(said.get(key)) for key in ("question", "answer")):
+        got = line.decode()[:80]
+        raise ValueError(f'{place}: expected an object with "question" and "answer", both Unicode text; got {got}')
     _, mark, last = said["answer"].rpartition(MARK)
     answer = _ANSWER.fullmatch(last.strip())
     if not mark or answer is None:
         raise ValueError(f'{place}: expected an "answer" that ends in `{MARK} N`; got {said["answer"][-80:]!r}')
     return Problem(said["question"], said["answer"], _value(answer[1]))
+
+
+def _is_text(value: object) -> bool:
+    """JSON can write halves of a character, which nothing can encode."""
+    return isinstance(value, str) and not any("\ud800" <= one <= "\udfff" for one in value)
 
 
 def _problem(question: str, steps: list[str]) -> Problem:
