@@ -74,6 +74,22 @@ def test_a_template_may_have_a_file_of_its_own(tmp_path) -> None:
     assert tokens(chat, chat.prompt_ids("how many")) == "<|startoftext|> how many <|endoftext|>"
 
 
+@pytest.mark.parametrize(
+    ("template", "laid_out"),
+    [
+        ("{% for n in range(9) %}{% if n == 1 %}{% break %}{% endif %}how {% endfor %}many", "how many"),
+        ("{% for n in range(3) %}{% if n != 1 %}{% continue %}{% endif %}how {% endfor %}many", "how many"),
+        ("how {% generation %}{{ messages[0].content }}{% endgeneration %} off", "how seven off"),
+        ("{% set a = 'how' %}{% generation %}{{ a }}{% set a = 'off' %} {% endgeneration %}{{ a }}", "how how"),
+        ("{{ 'many' if strftime_now('%Y')|int > 2000 }}", "many"),
+        ("{{ 'many' if '<é>' in ['<é>']|tojson }}", "many"),
+    ],
+)
+def test_a_template_may_use_what_transformers_gives_it(template: str, laid_out: str, tmp_path) -> None:
+    chat = Chat.load(write(tmp_path, chat_template=template))
+    assert tokens(chat, chat.prompt_ids("seven")) == laid_out
+
+
 def test_text_ends_before_the_end_and_has_no_special_tokens(tmp_path) -> None:
     chat = Chat.load(write(tmp_path))
     seven, off = WORDS.index("seven"), WORDS.index("off")
@@ -114,6 +130,8 @@ def test_the_mask_is_that_of_llada2_where_nothing_says_it(tmp_path) -> None:
         (None, {"eos_token": "<end>"}, r"tokenizer_config.json: eos_token: expected a token of tokenizer.json; got"),
         (None, {"mask_token": None}, r"tokenizer_config.json: expected a mask_token, or mask_token_id in config.json"),
         ({"mask_token_id": "9"}, {}, r"config.json: mask_token_id: expected a token's id; got '9'"),
+        ({"mask_token_id": True}, {}, r"config.json: mask_token_id: expected a token's id; got True"),
+        ({"eos_token_id": False}, {}, r"config.json: eos_token_id: expected a token's id; got False"),
         ([], {}, r"config.json: expected a JSON object; got list"),
     ],
 )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
@@ -16,6 +21,17 @@ from benchmarks.e2e.checkpoint import CheckpointError, json_object
 TOKENIZER, TOKENIZER_CONFIG, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
 TEMPLATE = "chat_template.jinja"  # where newer folders have it, instead of in the tokenizer's configuration
 LLADA2_MASK_ID = 156895  # of LLaDA2.0, whose files need not say it
+
+
+class Generation(Extension):
+    """`{% generation %}`, between which transformers looks for what a model is to learn: here its content as it is."""
+
+    tags = {"generation"}  # noqa: RUF012  # as jinja2 has it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
 
 
 @dataclass(frozen=True)
@@ -82,8 +98,12 @@ def _template(folder: Path, said: dict[str, Any]) -> Template:
         source = path.read_text(encoding="utf-8")
     if not isinstance(source, str):
         raise CheckpointError(f"{path}: chat_template: expected a template's text; got {source!r}")
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _refuse
+    # With what transformers adds to the language.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)  # Jinja's own escapes HTML
     try:
         return environment.from_string(source)
     except TemplateError as error:
@@ -92,6 +112,10 @@ def _template(folder: Path, said: dict[str, Any]) -> Template:
 
 def _refuse(message: str) -> NoReturn:
     raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
 
 
 def _special_tokens(said: dict[str, Any]) -> dict[str, str]:
@@ -127,7 +151,7 @@ def _named_id(
     name: str, folder: Path, tokenizer: Tokenizer, said: dict[str, Any], config: dict[str, Any]
 ) -> int | None:
     given = config.get(f"{name}_id")
-    if isinstance(given, int):
+    if type(given) is int:  # which True is not
         return given
     if given is not None:
         raise CheckpointError(f"{folder / CONFIG}: {name}_id: expected a token's id; got {given!r}")
