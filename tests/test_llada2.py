@@ -323,6 +323,26 @@ def test_a_configuration_for_something_else_is_refused(said, message: str, tmp_p
         checkpoint.load(tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize("name", ["hidden_size", "moe_intermediate_size"])
+@pytest.mark.parametrize(("dtype", "multiple"), [(torch.bfloat16, 8), (torch.float16, 8), (torch.float32, 4)])
+def test_rows_of_experts_that_grouped_matmul_does_not_take_are_refused(name: str, dtype, multiple: int, tmp_path):
+    """And what is taken can be run; rows that are no experts' may be of any length."""
+    taken = dataclasses.replace(SMALL, **{name: 5 * multiple})
+    model = checkpoint.load(write(tmp_path, taken, made_up(taken)), device="cpu", dtype=dtype)
+    assert model(some_ids(taken, BLOCK)[None], BLOCK).shape == (1, BLOCK, taken.vocab_size)
+
+    refused = dataclasses.replace(SMALL, **{name: 5 * multiple + multiple // 2})
+    got = getattr(refused, name)
+    write(tmp_path, refused, {})
+    message = f"config.json: {name}: expected a multiple of {multiple}, for experts in {dtype}; got {got}"
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+        checkpoint.load(tmp_path, device="cpu", dtype=dtype)
+
+    dense = dataclasses.replace(refused, first_k_dense_replace=refused.num_hidden_layers)
+    model = checkpoint.load(write(tmp_path, dense, made_up(dense)), device="cpu", dtype=dtype)
+    assert model(some_ids(dense, BLOCK)[None], BLOCK).shape == (1, BLOCK, dense.vocab_size)
+
+
 @pytest.mark.parametrize("rope", [None, {}, {"rope_type": "default"}, {"type": "default"}])
 @pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
 def test_rotation_that_is_not_scaled_may_be_said(name: str, rope, tmp_path) -> None:

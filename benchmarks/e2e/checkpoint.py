@@ -40,6 +40,7 @@ FIXED = {
 }
 UNSCALED: tuple[Any, ...] = (None, {}, {"rope_type": "default"}, {"type": "default"})
 OF_ROTATION = ("rope_theta", "partial_rotary_factor")
+ROW_BYTES = 16  # of which grouped matmul takes whole multiples
 MAY_BE_ZERO = ("first_k_dense_replace", "num_shared_experts")
 
 
@@ -97,9 +98,11 @@ def load(folder: Path, *, device: torch.device | str, dtype: torch.dtype = torch
     """The model of a checkpoint, on the device, its weights in `dtype`.
 
     Raises:
-        CheckpointError: see `read_config`; or a tensor is missing, unknown, or of another shape than expected.
+        CheckpointError: see `read_config`; or a tensor is missing, unknown, or of another shape than expected, or the
+            rows of the experts' weights are none that grouped matmul takes in `dtype`.
     """
     config, _ = read_config(folder)
+    _check_rows(folder / "config.json", config, dtype)
     model = _empty(config, device, dtype)
     places = tensors(model)
     if config.tie_word_embeddings:
@@ -215,6 +218,15 @@ def _check_shape(path: Path, config: Config) -> None:
     _expect(taken <= open_to, path, "num_experts_per_tok", f"at most the {open_to} of topk_group groups", taken)
     if config.first_k_dense_replace < config.num_hidden_layers:
         _expect(experts >= 2 * groups, path, "num_experts", f"two or more for each of {groups} groups", experts)
+
+
+def _check_rows(path: Path, config: Config, dtype: torch.dtype) -> None:
+    if config.first_k_dense_replace >= config.num_hidden_layers:
+        return  # there are no experts
+    multiple = ROW_BYTES // dtype.itemsize
+    for name in ("hidden_size", "moe_intermediate_size"):
+        value = getattr(config, name)
+        _expect(value % multiple == 0, path, name, f"a multiple of {multiple}, for experts in {dtype}", value)
 
 
 def _shards(index: Path) -> list[str]:
