@@ -27,7 +27,11 @@ WARM_UP = 3  # decodings of each implementation
 
 
 class DecodingBench:
-    """One workload of sequences in one process. Its public methods are the commands of the worker, as `Bench` has."""
+    """One workload of sequences in one process. Its public methods are the commands of the worker, as `Bench` has.
+
+    There are as many prompts as slots, all of one length, and no EOS. So it does not see a slot that is filled again
+    while others are at work, nor a sequence that ends early.
+    """
 
     def __init__(self, workload: str, seed: int) -> None:
         kind = workloads.WORKLOADS[workload]

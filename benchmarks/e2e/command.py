@@ -26,7 +26,8 @@ SINGLE_REQUESTS = 8
 EXIT_CODES = "Exit codes: 0 measured, 1 the modes accept different tokens, 2 usage or environment error."
 EXAMPLES = """examples:
   python -m benchmarks e2e                                the small model of this repository, on word problems
-  python -m benchmarks e2e --random                       LLaDA2.0-mini's size with random weights: 64 GB of GPU memory
+  python -m benchmarks e2e --random                       LLaDA2.0-mini's size with random weights: 64 GB of GPU memory,
+                                                          compute capability 9.0 or more
   python -m benchmarks e2e --model LLaDA2.0-mini --gsm8k test.jsonl
   python -m benchmarks e2e --slots 4 --questions 40 --repeats 3 --output e2e.json
   python -m benchmarks e2e --show e2e.json --markdown

@@ -124,7 +124,8 @@ class Served:
         has_experts = any(isinstance(module, Experts) for module in model.modules())
         if weight.is_cuda and has_experts and torch.cuda.get_device_capability(weight.device) < (9, 0):
             raise ValueError(
-                "model: expected a GPU of compute capability 9.0: on others, grouped matmul enters no graph"
+                "model: expected a GPU of compute capability 9.0 or more, as it has experts: on older ones, grouped "
+                "matmul enters no graph"
             )
         self.model, self.script, self.block_length, self.max_length = model, script, block_length, max_length
         self.mask_id = mask_id
