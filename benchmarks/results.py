@@ -341,14 +341,14 @@ def load(cls: type[R], path: Path) -> R:
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: damaged: {error}") from error
     if not isinstance(fields, dict) or fields.pop("kind", None) != cls.KIND:
-        raise RecordError(f"{path}: not a {cls.KIND}")
+        raise RecordError(f"{path}: not a record of the kind {cls.KIND!r}")
     version = fields.pop("version", None)
     if version != cls.VERSION:
         raise RecordError(f"{path}: format {version!r}; this version reads {cls.VERSION}. Measure again.")
     try:
         return decoded(cls, fields)
     except ValueError as error:
-        raise RecordError(f"{path}: not a complete {cls.KIND}: {error}") from error
+        raise RecordError(f"{path}: not a complete record of the kind {cls.KIND!r}: {error}") from error
 
 
 def device_path(directory: Path, device: str) -> Path:

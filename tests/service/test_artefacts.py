@@ -36,10 +36,10 @@ def link(name: str) -> zipfile.ZipInfo:
         ([("record.json", b"{}"), ("more.json", b"{}")], "it holds 'record.json', 'more.json'"),
         ([("folder/record.json", b"{}")], "expected record.json alone"),
         ([(link("record.json"), b"/etc/passwd")], "no plain file"),
-        ([("record.json", b"{}")], "not a run"),
+        ([("record.json", b"{}")], "not a record of the kind 'run'"),
         ([("record.json", b"\xff\xfe")], "damaged"),
         ([("record.json", b"[" * 200_000)], "artefact 'gpu-perf-test.zip'"),
-        ([("record.json", b'{"kind": "run", "version": 5, "seed": NaN}')], "not a complete run"),
+        ([("record.json", b'{"kind": "run", "version": 5, "seed": NaN}')], "not a complete record of the kind 'run'"),
     ],
 )
 def test_hostile_artefacts(artefact, files: list[Any], message: str) -> None:
