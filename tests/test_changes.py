@@ -3,20 +3,24 @@ blamed on no commit. On histories that nobody measured."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import __main__ as cli
+from benchmarks.gate import Judgement
 from benchmarks.history import command
 from benchmarks.history.changes import Beside, Change, changes, narrowed
 from benchmarks.history.points import Point, Series, asv_config, commits_of, left_out, read
 from benchmarks.history.survey import survey
-from tests import synthetic_history
+from benchmarks.results import Run
+from tests import records, synthetic_history
 from tests.synthetic_history import Step, Updated
 
 TIME = Series("gpu", "bench.track_fused_us", (), "µs", True)
@@ -361,6 +365,77 @@ def test_halving_names_the_culprit_beside_commits_that_cannot_be_measured(culpri
 
     assert narrowed(commits, "0", "8", is_bad) == (str(culprit - 1), str(culprit))
     assert len(asked) == len(set(asked)) <= 5
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Run]:
+    """By commit what measuring it would give; this machine is the one of `make_change`."""
+    runs: dict[str, Run] = {}
+    monkeypatch.setattr(command.sides, "commit", contextlib.nullcontext)
+    monkeypatch.setattr(command.measure, "has_gpu", lambda: True)
+    monkeypatch.setattr(command, "this_machine", lambda: None)
+    monkeypatch.setattr(command, "machine_name", lambda environment: "gpu")
+
+    def judged(chosen: object, judge: Any, *, head: str, **_: object) -> tuple[Run, Judgement, int]:
+        return runs[head], judge(runs[head]), 1
+
+    monkeypatch.setattr(command.session, "judged", judged)
+    return runs
+
+
+def test_bisecting_passes_over_wrong_results_and_blames_a_commit_that_is_slower(
+    measured: dict[str, Run], capsys: pytest.CaptureFixture
+) -> None:
+    """The gate calls wrong results a regression, too."""
+    fine, slow = records.make_compared(), records.make_compared(device=1.05)
+    wrong = dataclasses.replace(
+        fine, checks=(dataclasses.replace(fine.checks[0], passed=False, detail="5 tokens differ"), *fine.checks[1:])
+    )
+    for name, runs, blamed, between in (
+        ("wrong beside the slow one", [fine, wrong, slow], "c3", 1),
+        ("wrong alone", [wrong, wrong, wrong], "c4", 3),
+    ):
+        measured.update(zip(("c1", "c2", "c3"), runs, strict=True))
+        change = make_change(last_before="c0", first="c4", between=3)
+        found, fault = command._bisected([change], ["c0", "c1", "c2", "c3", "c4"])
+        assert [(one.first, one.between) for one in found] == [(blamed, between)], name
+        assert not fault
+    assert "cannot be told: wrong result: 5 tokens differ" in capsys.readouterr().err
+
+
+def test_bisecting_passes_over_a_clock_that_has_no_verdict(measured: dict[str, Run]) -> None:
+    measured["c1"] = records.make_compared()
+    series = Series("gpu", "bench_post_process.Quick.track_fused_us", (records.NAME, "graph_us"), "µs", True)
+    change = make_change(series=series, last_before="c0", first="c2", between=1)
+    assert command._slower_than(change)("c1") is None
+
+
+def test_bisecting_leaves_series_of_another_machine_as_they_are(
+    measured: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    measured["c1"] = records.make_compared(device=1.05)
+    here = make_change(last_before="c0", first="c2", between=1)
+    there = dataclasses.replace(here, series=dataclasses.replace(here.series, machine="other"))
+    found, fault = command._bisected([there, here], ["c0", "c1", "c2"])
+    assert found == [there, dataclasses.replace(here, first="c1", between=0)]
+    assert not fault
+    assert "--bisect: 1 series of other left as they are, because this is gpu" in capsys.readouterr().err
+
+
+def test_bisecting_on_none_of_the_machines_prints_what_is_known_and_exits_2(
+    measured: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    one = synthetic_history.Benchmark(
+        "bench_post_process.track_fused_us", "µs", 7.6, {"workload": (records.NAME,), "clock": ("call_us",)}
+    )
+    history = synthetic_history.make(
+        tmp_path, benchmarks=[one], steps=[Step(33, 1.2)], not_measured={synthetic_history.MACHINES[0]: [32, 33]}
+    )
+    arguments = ["--results", str(history.results), "--repository", str(history.repository), "--bisect"]
+    assert cli.main(["history", *arguments]) == 2
+    told, fault = capsys.readouterr()
+    assert f"one of the 2 commits after {history.commits[31][:10]}" in told
+    assert f"expected to run on {synthetic_history.MACHINES[0]}" in fault
 
 
 def test_halving_says_how_far_it_came_where_nothing_can_be_told() -> None:

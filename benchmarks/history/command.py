@@ -10,6 +10,7 @@ import math
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,9 @@ def _history(options: argparse.Namespace) -> int:
         if since not in commits:
             raise ValueError(f"--since: expected a commit of {options.branch}; got {options.since}")
         found = [one for one in found if commits.index(one.first) > commits.index(since)]
+    not_here = ""
     if options.bisect:
-        found = _bisected(found, commits)
+        found, not_here = _bisected(found, commits)
     if options.json:
         print(json.dumps([dataclasses.asdict(one) for one in found], indent=1))
     elif options.issue:
@@ -77,6 +79,8 @@ def _history(options: argparse.Namespace) -> int:
     else:
         print(summary(points, commits, options.branch))
         print(told(found, subjects(options.repository, [one.first for one in found])))
+    if not_here:
+        raise ValueError(not_here)
     return 0
 
 
@@ -215,13 +219,21 @@ def _cell(text: str) -> str:
     return f"`{kept}`" if re.search(r"[^\w .%,:+-]", kept) else kept
 
 
-def _bisected(found: Sequence[Change], commits: Sequence[str]) -> list[Change]:
-    """The changes, those of fused times with as few commits between as measuring here can tell.
-
-    Raises:
-        ValueError: such a series is of another machine.
-    """
-    return [_bisect(one, commits) if _may_be_bisected(one) else one for one in found]
+def _bisected(found: Sequence[Change], commits: Sequence[str]) -> tuple[list[Change], str]:
+    """The changes, those of fused times with as few commits between as measuring here can tell; and what is wrong where
+    all of these are of other machines."""
+    asked = [one for one in found if _may_be_bisected(one)]
+    if not asked:
+        return list(found), ""
+    here = machine_name(this_machine())
+    elsewhere = Counter(one.series.machine for one in asked if one.series.machine != here)
+    if elsewhere.total() == len(asked):
+        return list(
+            found
+        ), f"--bisect: expected to run on {' or '.join(sorted(elsewhere))}, of which series are; this is {here}"
+    for machine, count in elsewhere.items():
+        print(f"--bisect: {count} series of {machine} left as they are, because this is {here}", file=sys.stderr)
+    return [_bisect(one, commits) if one in asked and one.series.machine == here else one for one in found], ""
 
 
 def _may_be_bisected(change: Change) -> bool:
@@ -235,10 +247,6 @@ def _judged_clock(change: Change) -> bool:
 
 
 def _bisect(change: Change, commits: Sequence[str]) -> Change:
-    if (here := machine_name(this_machine())) != change.series.machine:
-        raise ValueError(
-            f"--bisect: expected to run on {change.series.machine}, which the series is of; this is {here}"
-        )
     good, bad = narrowed(commits, change.last_before, change.first, _slower_than(change))
     between = commits.index(bad) - commits.index(good) - 1
     return dataclasses.replace(change, last_before=good, first=bad, between=between)
@@ -263,9 +271,13 @@ def _slower_than(change: Change) -> Callable[[str], bool | None]:
         title = f"{commit[:10]} beside {change.last_before[:10]}"
         try:
             with sides.commit(commit) as head, sides.commit(change.last_before) as base:
-                _, judgement, _ = session.judged(chosen, judge, title=title, head=head, base=base)
+                run, judgement, _ = session.judged(chosen, judge, title=title, head=head, base=base)
         except (ValueError, RuntimeError) as error:  # it holds no package, or one that does not run
             print(f"{title}: cannot be measured: {error}", file=sys.stderr)
+            return None
+        wrong = [f"wrong result: {check.detail}" for check in run.checks if not check.passed]
+        if wrong or not judgement.verdicts:  # for the gate, wrong results are a regression too
+            print(f"{title}: cannot be told: {[*wrong, f'not judged on {clock}'][0]}", file=sys.stderr)
             return None
         (verdict,) = judgement.verdicts
         print(f"{title}: {verdict.status.name}, {verdict.reason}", file=sys.stderr)
