@@ -121,10 +121,54 @@ def test_values_without_noise_have_steps_too() -> None:
     assert (found.before, found.after) == pytest.approx((48.0, 64.0))
 
 
-@pytest.mark.parametrize("known", [0, 1, 2])
+@pytest.mark.parametrize("known", [0, 1, 2, 3, 4])
 def test_too_few_points_tell_of_nothing(known: int) -> None:
-    commits, _, points = walk(1, 1.5)
-    assert changes(TIME, points[:known], commits) == []
+    points = [Point(f"{n:040x}", 48.0 if n < known / 2 else 64.0, None, None, {}) for n in range(known)]
+    assert changes(TIME, points, [point.commit for point in points]) == []
+
+
+def test_where_too_few_commits_were_measured_to_tell_nobody_says_that_nothing_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    h100, h200 = synthetic_history.MACHINES, "nvidia-h200"
+    for name, machines, said in (
+        ("few", (h200,), "Too few commits measured to tell: no step shows in fewer than 5."),
+        (
+            "both",
+            (*synthetic_history.MACHINES, h200),
+            "No series changed; of 40 too few commits were measured to tell.",
+        ),
+        ("many", synthetic_history.MACHINES, "No series changed."),
+    ):
+        history = synthetic_history.make(
+            tmp_path / name, commits=20, machines=machines, not_measured={h200: range(3, 19)}
+        )
+        arguments = ["history", "--results", str(history.results), "--repository", str(history.repository)]
+        for form in ([], ["--issue"]):
+            assert cli.main([*arguments, *form]) == 0
+            assert capsys.readouterr().out.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize("commits", [5, 6, 8, 12])
+def test_a_young_history_of_many_series_without_a_step_is_told_as_such(commits: int) -> None:
+    """Of few points the scatter is badly known, and of many series some look steadier than they are."""
+    told = 0
+    for seed in range(15):
+        draw = random.Random(seed)
+        for _ in range(168):
+            points = [Point(f"{n:040x}", math.exp(draw.gauss(0, 0.01)), None, None, {}) for n in range(commits)]
+            told += bool(changes(TIME, points, [point.commit for point in points]))
+    assert told <= 3
+
+
+def test_a_large_slowdown_is_named_in_a_young_history_too() -> None:
+    named = 0
+    for seed in range(100):
+        draw = random.Random(seed)
+        values = [math.exp(draw.gauss(0, 0.01)) * (1.2 if n >= 4 else 1) for n in range(8)]
+        points = [Point(f"{n:040x}", value, None, None, {}) for n, value in enumerate(values)]
+        named += [one.first for one in changes(TIME, points, [point.commit for point in points])] == [f"{4:040x}"]
+    assert named >= 95
 
 
 def test_commits_without_points_may_be_to_blame(tmp_path: Path) -> None:
@@ -495,4 +539,3 @@ def test_the_terminal_names_commit_message_machine_and_size() -> None:
     text = command.told([make_change(), make_change(between=3)], {"b" * 40: "Loads are narrower"})
     assert text.startswith("bbbbbbbbbb  Loads are narrower\n  on gpu\n    worse  +5.0% [+4.0%, +6.0%]  track_fused_us(")
     assert "one of the 3 commits after aaaaaaaaaa" in text
-    assert command.told([], {}) == "No series changed."

@@ -278,11 +278,16 @@ def test_results_of_another_branch_alone_are_no_history_and_the_page_says_why(tm
     assert "--unshallow" in words
 
 
-def test_one_point_is_too_early_to_tell(tmp_path: Path) -> None:
-    history = make(tmp_path, commits=3, not_measured={MACHINES[0]: [0, 1]}, benchmarks=OTHERS[1:])
+@pytest.mark.parametrize(
+    ("commits", "told"),
+    [(1, "No step can be told from 1 measured commit."), (4, "from 4 measured commits."), (5, "No series changed")],
+)
+def test_a_few_points_are_too_early_to_tell(tmp_path: Path, commits: int, told: str) -> None:
+    history = make(tmp_path, commits=commits, benchmarks=OTHERS[1:])
     words = Page(site.build(history.results, history.repository, tmp_path / "site")).words
-    assert f"Too early to tell on {MACHINES[0]}" in words
-    assert "1 measured commit could hardly show it" in words
+    assert (f"Too early to tell on {MACHINES[0]}" in words) is (commits < 5)
+    assert told in words
+    assert ("No series changed" in words) is (commits == 5)
 
 
 # What the command line does

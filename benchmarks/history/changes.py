@@ -20,7 +20,11 @@ ERROR = 0.05  # of the interval of a step's size
 # What a step costs, in standard deviations of a point. asv's own choice of it misses a clean 5 % among 60 points of 1 %
 # noise in 8 of 100 histories, this one in 1, and tells of no step in 300 without one (`tests/test_changes.py`).
 PENALTY = 10
-POINTS = 60  # up to which that holds; of more, a step costs more
+POINTS = 60  # for which that holds; of more, a step costs more, and so it does of fewer
+# Chance of a false step by which that grows the fewer jumps the scatter is taken from, as Student's t does. Of 168
+# series of 5 to 60 points without a step, in one of 20 histories some series is told of one (`tests/test_changes.py`).
+FALSE_STEP = 0.0005
+LEAST_KNOWN = 5  # points, for any step to be told: of fewer, the largest jump is the scatter
 FEW = 4  # points that have to stand out further than any single one
 THIRD_QUARTILE = 1.1503  # of a normal distribution's absolute values, in its standard deviations
 # Commits that a step has to show in: one alone may be a disturbed measurement.
@@ -70,7 +74,7 @@ class Change:
 def changes(series: Series, points: Sequence[Point], commits: Sequence[str]) -> list[Change]:
     """The steps of one series, oldest first; on logarithms, because times differ by shares."""
     known = [point for point in points if point.value is not None and point.value > 0]
-    if len(known) <= LEAST_POINTS:
+    if len(known) < LEAST_KNOWN:
         return []
     logs = [math.log(point.value or math.nan) for point in known]
     segments = _segments(logs)
@@ -148,13 +152,23 @@ def _segments(logs: Sequence[float]) -> list[tuple[int, int]]:
     """Between steps: the first index of each, and the one after its last."""
     from asv.step_detect import solve_potts_approx
 
-    longer = max(1.0, math.log(len(logs)) / math.log(POINTS))  # the more points, the more chances of a false step
-    penalty = PENALTY * longer * max(scatter(logs), 1e-9)
+    penalty = PENALTY * _dearer(len(logs)) * max(scatter(logs), 1e-9)
     ends, *_ = solve_potts_approx(logs, [1.0] * len(logs), gamma=penalty, min_size=LEAST_POINTS)
     segments = list(itertools.pairwise([0, *ends]))
     while (short := _no_further_than_one_alone(logs, segments)) is not None:
         segments = _joined(logs, segments, short)
     return segments
+
+
+def _dearer(points: int) -> float:
+    """How much more a step costs than of `POINTS` points: of more there are more chances of a false step, and of fewer
+    the scatter is badly known."""
+    from scipy import stats
+
+    if points >= POINTS:
+        return math.log(points) / math.log(POINTS)
+    unsure, known = (float(stats.t.ppf(1 - FALSE_STEP, count - 2)) for count in (points, POINTS))
+    return unsure / known
 
 
 def _no_further_than_one_alone(logs: Sequence[float], segments: Sequence[tuple[int, int]]) -> int | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gate, measure, policy, session, workloads
-from benchmarks.history.changes import Beside, Change, narrowed, of_every
+from benchmarks.history.changes import LEAST_KNOWN, Beside, Change, narrowed, of_every
 from benchmarks.history.machine import machine_name, this_machine
 from benchmarks.history.points import Point, Series, asv_config, commits_of, left_out, read
 from benchmarks.history.survey import Survey, survey
@@ -75,10 +75,11 @@ def _history(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([dataclasses.asdict(one) for one in found], indent=1))
     elif options.issue:
-        print(issue(found))
+        print(issue(found) if found else untold(points))
     else:
         print(summary(points, commits, options.branch))
-        print(told(found, subjects(options.repository, [one.first for one in found])))
+        messages = subjects(options.repository, [one.first for one in found])
+        print(told(found, messages) if found else untold(points))
     if not_here:
         raise ValueError(not_here)
     return 0
@@ -128,10 +129,16 @@ def summary(points: dict[Series, list[Point]], commits: Sequence[str], branch: s
     return text + f"{len(measured)} of the {len(commits)} commits of {branch} measured"
 
 
+def untold(points: dict[Series, list[Point]]) -> str:
+    """That there are no changes, as far as that can be told."""
+    few = sum(sum(point.value is not None for point in values) < LEAST_KNOWN for values in points.values())
+    if few == len(points):
+        return f"Too few commits measured to tell: no step shows in fewer than {LEAST_KNOWN}."
+    return "No series changed" + (f"; of {few} too few commits were measured to tell." if few else ".")
+
+
 def told(found: Sequence[Change], messages: dict[str, str]) -> str:
     """The changes for a terminal, by the commit and machine that they are of."""
-    if not found:
-        return "No series changed."
     lines = []
     for (first, machine, environment), group in itertools.groupby(
         found, key=lambda one: (one.first, one.series.machine, one.series.environment)
@@ -228,9 +235,8 @@ def _bisected(found: Sequence[Change], commits: Sequence[str]) -> tuple[list[Cha
     here = machine_name(this_machine())
     elsewhere = Counter(one.series.machine for one in asked if one.series.machine != here)
     if elsewhere.total() == len(asked):
-        return list(
-            found
-        ), f"--bisect: expected to run on {' or '.join(sorted(elsewhere))}, of which series are; this is {here}"
+        machines = " or ".join(sorted(elsewhere))
+        return list(found), f"--bisect: expected to run on {machines}, which the series are of; this is {here}"
     for machine, count in elsewhere.items():
         print(f"--bisect: {count} series of {machine} left as they are, because this is {here}", file=sys.stderr)
     return [_bisect(one, commits) if one in asked and one.series.machine == here else one for one in found], ""

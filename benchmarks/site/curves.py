@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from benchmarks import stats
-from benchmarks.history.changes import LEAST, Change, scatter
+from benchmarks.history.changes import LEAST, LEAST_KNOWN, Change, scatter
 from benchmarks.history.points import Point, Series
 from benchmarks.policy import Policy
 from benchmarks.results import Noise
 
 RECENT = 10  # of a machine's measured commits, that are near the end
-LEAST_KNOWN = 5  # points, for anything to be told
 LEVEL = 30  # points before the last, since the last step and with the same environment, that it is held beside
 ERROR = 0.01  # chance that on a machine the last point of any series is called odd though nothing happened
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report, results
+from benchmarks.history.changes import LEAST_KNOWN
 from benchmarks.history.survey import Survey
 from benchmarks.site import bends, drawing, overview, units
 from benchmarks.site.commits import Commit
@@ -85,6 +86,7 @@ class Page:
             built=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             latest=self.commits[-1] if self.commits else None,
             measured=len({point.commit for curve in self.curves for point in curve.points}),
+            least_known=LEAST_KNOWN,
             cards=cards,
             answer=overview.answer(cards),
             bends=bends.bends(self.curves, self.commits),
