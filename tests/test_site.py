@@ -116,6 +116,15 @@ def test_the_chart_has_the_planted_change_at_its_commit(planted: tuple[History, 
     assert [one["place"] for one in data["environments"]] == [30]
 
 
+def test_where_several_commits_may_be_to_blame_none_is_named_as_the_one(tmp_path: Path) -> None:
+    history = make(tmp_path, steps=[Step(55, 1.2, "fused")], not_measured={MACHINES[0]: range(53, 56)})
+    page = Page(site.build(history.results, history.repository, tmp_path / "site"))
+    good = history.commits[52][:10]
+    assert f"Worse on {MACHINES[0]} after {good}" in page.words.partition("Machines")[0]
+    assert f"After {good}, track_fused_us" in page.words
+    assert f"since {history.commits[56][:10]}" not in page.words.lower()
+
+
 def test_another_driver_is_named_and_no_commit_blamed_for_its_step(planted: tuple[History, Path]) -> None:
     history, path = planted
     words = Page(path).words

@@ -70,6 +70,11 @@ class Change:
     def worse(self) -> bool:
         return (self.after > self.before) is self.series.less_is_better
 
+    @property
+    def since(self) -> str:
+        """The commit; where those between were not measured, the last one that it is not."""
+        return f"after {self.last_before[:10]}" if self.between else f"since {self.first[:10]}"
+
 
 def changes(series: Series, points: Sequence[Point], commits: Sequence[str]) -> list[Change]:
     """The steps of one series, oldest first; on logarithms, because times differ by shares."""

@@ -46,8 +46,8 @@ def to_open(found: Sequence[Change], commits: Sequence[str], bodies: Sequence[st
             continue
         known.append((machine, first))
         marker = f"<!-- history {json.dumps({'machine': machine, 'commit': first})} -->"
-        largest = max(abs(change.ratio - 1) for change in changes)
-        title = f"{machine}: {len(changes)} series worse by up to {largest:.1%} at {first[:10]}"
+        largest = max(changes, key=lambda one: abs(one.ratio - 1))
+        title = f"{machine}: {len(changes)} series worse by up to {abs(largest.ratio - 1):.1%} {largest.since}"
         opened.append(Issue(title, f"{marker}\n{issue(changes)}"))
     return opened[-MOST:]
 

@@ -58,7 +58,7 @@ class Card:
     fitness: Fitness
     said: str  # in a few words
     reasons: tuple[str, ...]
-    since: str  # by which commit it became worse, where history says so
+    since: str  # "since" the commit by which it became worse, or "after" the last good one, where history says so
     latest: Commit | None  # that was measured
     behind: int  # commits since
     figures: tuple[Figure, ...]
@@ -84,12 +84,12 @@ def card(
         why = ("No commit of this branch has a value here.",)
         return Card(machine, Fitness.UNKNOWN, "Nothing measured", why, "", None, len(commits), (), None, counts)
     latest, behind = commits[with_value[-1]], len(commits) - 1 - with_value[-1]
-    fitness, said, reasons = _fitness(judged, states, latest, behind, commits, verdict)
+    fitness, said, reasons = _fitness(judged, states, latest, behind, verdict)
     if _stale(with_value, behind):
         fitness, said = Fitness.UNKNOWN, f"{said.partition(' up to ')[0]} up to {latest.short}"
     figures = tuple(_figures(curves, headline, noise))
     steps = [one for curve in judged if states[curve.key] is State.WORSE for one in curve.blamed]
-    since = max(steps, key=size).first[:10] if steps else ""
+    since = max(steps, key=size).since if steps else ""
     return Card(machine, fitness, said, tuple(reasons), since, latest, behind, figures, headline, counts)
 
 
@@ -105,10 +105,8 @@ def _fitness(
     states: dict[str, State],
     latest: Commit,
     behind: int,
-    commits: Sequence[Commit],
     verdict: Verdict | None,
 ) -> tuple[Fitness, str, list[str]]:
-    by_hash = {one.hash: one for one in commits}
     worse = [curve for curve in judged if states[curve.key] is State.WORSE]
     odd = [curve for curve in judged if states[curve.key] is State.ODD]
     moved = [curve for curve in judged if any(one.worse and one.environment for one in curve.recent)]
@@ -116,9 +114,8 @@ def _fitness(
     if worse:
         steps = [(curve, one) for curve in worse for one in curve.blamed]
         curve, step = max(steps, key=lambda pair: size(pair[1]))
-        since = by_hash[step.first].short
         reasons.append(
-            f"Since {since}, {curve.series.name} is worse by {percent(size(step))}; "
+            f"{step.since.capitalize()}, {curve.series.name} is worse by {percent(size(step))}; "
             f"{len(worse)} of {len(judged)} series bent in the last {RECENT} measured commits."
         )
     if odd:
@@ -179,7 +176,7 @@ def answer(cards: Sequence[Card]) -> tuple[Fitness, str]:
     named = {fitness: [card for card in cards if card.fitness is fitness] for fitness in Fitness}
     if worse := named[Fitness.WORSE]:
         since = {card.since for card in worse}
-        when = f" since {since.pop()}" if len(since) == 1 and "" not in since else ""
+        when = f" {since.pop()}" if len(since) == 1 and "" not in since else ""
         return Fitness.WORSE, f"Worse on {_machines(worse, cards)}{when}"
     if doubtful := named[Fitness.LOOK]:
         return Fitness.LOOK, f"In doubt on {_machines(doubtful, cards)}"

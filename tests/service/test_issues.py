@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from benchmarks.history.changes import Change
@@ -20,11 +21,17 @@ COMMITS = [f"c{number}" for number in range(20)]
 
 def test_one_issue_a_bend_and_none_again() -> None:
     (issue,) = issues.to_open([change("c5"), change("c5", ratio=1.2)], COMMITS, [])
-    assert issue.title == "h100: 2 series worse by up to 20.0% at c5"
+    assert issue.title == "h100: 2 series worse by up to 20.0% since c5"
     assert issues.to_open([change("c5")], COMMITS, [issue.body]) == []
     assert issues.to_open([change("c6")], COMMITS, [issue.body]) == [], "the same, seen a commit later"
     assert len(issues.to_open([change("c9")], COMMITS, [issue.body])) == 1
     assert len(issues.to_open([change("c5", machine="a100")], COMMITS, [issue.body])) == 1
+
+
+def test_an_issue_names_no_commit_as_the_one_where_those_before_it_were_not_measured() -> None:
+    several = dataclasses.replace(change("c5"), between=3)
+    (issue,) = issues.to_open([several], COMMITS, [])
+    assert issue.title == "h100: 1 series worse by up to 10.0% after c1"
 
 
 def test_no_issue_for_what_became_better_or_came_with_another_environment() -> None:
