@@ -408,6 +408,7 @@ def result(**changes: object) -> dict:
     [
         ("[]", "expected a JSON object"),
         ("{", "Expecting"),
+        pytest.param("[" * 100_000, "nested too deeply", id="deep"),
         (json.dumps(result(version=3)), "format 2"),
         (json.dumps(result(commit_hash=None)), "commit_hash"),
         (json.dumps(result(params={"machine": "other"})), "is of other"),
@@ -499,10 +500,11 @@ def test_asv_that_does_not_end_is_ended_with_what_it_started(tmp_path: Path, mon
     assert state.strip() in ("", "Z")
 
 
-def test_a_file_beside_a_result_that_is_damaged_is_named_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{", "[" * 100_000], ids=["half", "deep"])
+def test_a_file_beside_a_result_that_is_damaged_is_named_too(tmp_path: Path, content: str) -> None:
     machine_file(tmp_path, {"machine": "m"})
     (tmp_path / "m" / "good.json").write_text(json.dumps(result()))
-    (tmp_path / "m" / "good.environment").write_text("{")
+    (tmp_path / "m" / "good.environment").write_text(content)
     found = survey(tmp_path, ["a" * 40])
     assert not found.sound
     assert [path.name for path, _ in found.damaged] == ["good.json"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -278,18 +279,32 @@ def test_a_benchmark_that_means_something_else_now_is_not_filled_from_the_old() 
     assert math.isnan(merged(ours, theirs)["results"]["b"][0][0])
 
 
-def test_a_file_that_a_killed_run_left_half_written_is_named_and_nothing_is_pushed(runner: Any) -> None:
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (None, "delimiter|Expecting|Unterminated"),
+        ("{}", "expected asv's format 2"),
+        ('{"results": [], "version": 2}', "no proper"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+    ids=["half", "empty", "no results", "deep"],
+)
+def test_a_damaged_file_is_named_and_nothing_is_pushed(runner: Any, damage: str | None, fault: str) -> None:
     one = runner("one", range(2))
     whole = one.path(1).read_text()
-    one.path(1).write_text(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=rf"{one.path(1).name}: damaged; delete it, or measure that commit again"):
+    one.path(1).write_text(whole[: len(whole) // 2] if damage is None else damage)
+    again = "delete it, or measure that commit again"
+    with pytest.raises(ValueError, match=rf"{one.path(1).name}: damaged, .*({fault}).*; {again}"):
         one.store.push()
     assert git(one.folder, "ls-remote", "origin", BRANCH) == ""
     one.path(1).write_text(whole)
     assert one.store.push() is not None
 
 
-@pytest.mark.parametrize("damage", ['{"commit_hash": ', "{}", '{"result_columns": [], "results": {"b": null}}'])
+@pytest.mark.parametrize(
+    "damage",
+    ['{"commit_hash": ', "{}", '{"result_columns": [], "results": {"b": null}}', '{"results": [], "version": 2}'],
+)
 def test_damage_on_the_branch_stops_nobody(runner: Any, remote: Path, damage: str) -> None:
     one, other = runner("one", range(2)), runner("other", (4,))
     one.store.push()
@@ -305,7 +320,7 @@ def test_damage_on_the_branch_stops_nobody(runner: Any, remote: Path, damage: st
     assert measured == {other.commits[1], other.commits[4]}, "the rest is read"
     one.measure(0)
     one.change(0, python="again")
-    one.store.push()
+    assert one.store.push() is not None
     assert json.loads(one.on_the_branch()[f"{MACHINE}/{one.path(0).name}"])["python"] == "again"
 
 
@@ -320,6 +335,39 @@ def test_a_rewritten_main_takes_no_history_with_it(runner: Any, remote: Path) ->
     assert len(list(other.results.glob(f"{MACHINE}/*-shared-py3.json"))) == 6
     points = read(other.results, survey(other.results, commits_of(other.folder)), commits_of(other.folder))
     assert {point.commit for values in points.values() for point in values} == set(one.commits[:3])
+
+
+def test_a_branch_that_was_deleted_gets_back_what_is_here(runner: Any, remote: Path) -> None:
+    one = runner("one", range(3))
+    one.store.push()
+    git(remote, "update-ref", "-d", f"refs/heads/{BRANCH}")
+    one.measure(3)
+    one.store.push()
+    assert set(one.on_the_branch()) == {
+        "benchmarks.json", f"{MACHINE}/machine.json", *(f"{MACHINE}/{one.path(place).name}" for place in range(4)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+def test_a_branch_that_was_rewound_gets_back_what_is_here_and_keeps_what_came_since(
+    runner: Any, remote: Path, fetched: bool
+) -> None:
+    one, other = runner("one", (0,)), runner("other")
+    first = one.store.push()
+    for place in (1, 2):
+        one.measure(place)
+    one.store.push()
+    git(remote, "update-ref", f"refs/heads/{BRANCH}", first)
+    other.store.fetch()
+    other.measure(4)
+    other.change(0, python="another runner's")
+    other.store.push()
+    if fetched:
+        one.store.fetch()
+    one.measure(3)
+    one.store.push()
+    names = {f"{MACHINE}/{one.path(place).name}" for place in range(5)}
+    assert names < set(one.on_the_branch())
 
 
 def test_a_push_that_is_killed_can_be_made_again(runner: Any) -> None:
@@ -383,3 +431,43 @@ def test_thinning_drops_old_samples_and_keeps_what_follows_from_them(tmp_path: P
             assert (new.commit, new.environment) == (old.commit, old.environment)
             assert (new.value, new.low, new.high) == pytest.approx((old.value, old.low, old.high), rel=1e-4)
     assert sorted(path.name for path in history.results.iterdir()) == ["benchmarks.json", MACHINE]
+
+
+def test_thinning_ends_at_a_damaged_file_with_its_name_and_leaves_what_it_cannot_read(tmp_path: Path) -> None:
+    history = synthetic_history.make(tmp_path, commits=2)
+    one, other = sorted(history.results.glob(f"{MACHINE}/*-shared-py3.json"))
+    content = json.loads(one.read_text())
+    content["result_columns"].append("samples")
+    name, unread = list(content["results"])[:2]
+    content["results"][name].append([[1.0, 2.0]] * 8)
+    content["results"][unread] = None
+    one.write_text(json.dumps(content))
+    other.write_text('{"version": 2')
+    today = datetime.date(2030, 1, 1)
+    with pytest.raises(ValueError, match=f"{other.name}: damaged, .*; delete it"):
+        store.thin(history.results, 180, today)
+    thinned = json.loads(one.read_text())["results"]
+    assert "[1.0, 2.0]" not in str(thinned)
+    assert thinned[unread] is None
+    assert thinned[name] == content["results"][name][: len(thinned[name])]
+
+
+def test_thinning_that_is_killed_leaves_nothing_that_is_pushed(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = runner("one", (0,))
+    content = json.loads(one.path(0).read_text())
+    one.change(
+        0,
+        result_columns=[*content["result_columns"], "samples"],
+        results={name: [*row, [[1.0]] * 8] for name, row in content["results"].items()},
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        patch.setattr(os, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.thin(one.results, 180, datetime.date(2030, 1, 1))
+    one.store.push()
+    assert set(one.on_the_branch()) == {"benchmarks.json", f"{MACHINE}/machine.json", f"{MACHINE}/{one.path(0).name}"}
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -89,7 +89,7 @@ def noted(path: Path) -> dict[str, str]:
         fields = json.loads(beside.read_text())
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{beside}: damaged, {error}; delete it, or measure that commit again") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{beside}: expected versions by name; got {fields!r}")

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from benchmarks import whole
+from benchmarks.history.survey import fault_of, parsed
 
 BRANCH = "benchmark-results"
 # The commits that the results here were last fetched from or pushed as; git keeps such refs for each worktree alone.
@@ -55,23 +56,20 @@ class Store:
             ValueError: a file here is damaged; nothing was pushed.
             RuntimeError: git failed, or other runners were faster too often.
         """
-        changed = self._changed_here()
-        if not changed:
-            return None
-        for name in changed:
-            path = self.results / name
-            if _whole(path.read_bytes()) is None:
-                raise ValueError(f"{path}: damaged; delete it, or measure that commit again")
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        message = f"Results: {', '.join(changed[:5])}{more}"
         for attempt in range(TRIES):
             tip = self._tip()
+            changed = self._changed_here(tip)
+            if not changed:
+                return None
+            for name in changed:
+                _expect_sound(self.results, name)
             self._merge(changed, tip)
             tree = self._tree_with(changed, tip)
             if tip and tree == self._git("rev-parse", f"{tip}^{{tree}}"):
                 self._git("update-ref", self.synced, tip)
                 return None
-            commit = self._commit(tree, tip, message)
+            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+            commit = self._commit(tree, tip, f"Results: {', '.join(changed[:5])}{more}")
             pushed = self._run("push", "--quiet", self.remote, f"{commit}:refs/heads/{self.branch}")
             if pushed.returncode == 0:
                 self._git("update-ref", self.synced, commit)
@@ -91,8 +89,8 @@ class Store:
         tip = self._tip()
         if tip is None:
             return 0
-        self._merge(self._changed_here(), tip)
-        synced, here = self._blobs(self._synced()), self._blobs_here()
+        self._merge(self._changed_here(tip), tip)
+        synced, here = self._synced_below(tip), self._blobs_here()
         fetched = 0
         for name, blob in self._blobs(tip).items():
             if here.get(name) in (None, synced.get(name)) and here.get(name) != blob:
@@ -101,25 +99,28 @@ class Store:
         self._git("update-ref", self.synced, tip)
         return fetched
 
-    def _changed_here(self) -> list[str]:
-        synced = self._blobs(self._synced())
+    def _changed_here(self, tip: str | None) -> list[str]:
+        synced = self._synced_below(tip)
         return [name for name, blob in self._blobs_here().items() if synced.get(name) != blob]
 
     def _merge(self, changed: Sequence[str], tip: str | None) -> None:
         """Into the files of here what others pushed of the same commits meanwhile."""
-        synced, theirs = self._blobs(self._synced()), self._blobs(tip)
+        synced, theirs = self._synced_below(tip), self._blobs(tip)
         for name in changed:
             blob = theirs.get(name)
             # asv writes the list of benchmarks anew, by what is checked out: what that lacks others may still have.
             if blob is None or (blob == synced.get(name) and name != BENCHMARKS) or name.endswith("/machine.json"):
                 continue
-            ours, other = _whole((self.results / name).read_bytes()), _whole(self._content(blob))
-            if ours is None or other is None:
+            (ours, _), (other, fault) = (
+                _read(name, (self.results / name).read_bytes()),
+                _read(name, self._content(blob)),
+            )
+            if not ours or fault:
                 continue
             if name == BENCHMARKS:
-                here = [_whole((self.results / one).read_bytes()) for one in changed if _is_of_a_commit(one)]
-                of_commits = [one for path, one in theirs.items() if _is_of_a_commit(path)]
-                there = [_whole(text) for text in self._contents(of_commits)]
+                here = [_read(one, (self.results / one).read_bytes()) for one in changed if _is_of_a_commit(one)]
+                of_commits = {path: one for path, one in theirs.items() if _is_of_a_commit(path)}
+                there = [_read(*one) for one in zip(of_commits, self._contents(of_commits.values()), strict=True)]
                 both = merged_benchmarks(ours, other, _newest(here), _newest(there))
             else:
                 both = merged(ours, other) if name.endswith(".json") else merged_versions(ours, other)
@@ -184,9 +185,11 @@ class Store:
         self._git("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", self.remote, f"refs/heads/{self.branch}")
         return listed.split()[0]
 
-    def _synced(self) -> str | None:
-        found = self._run("rev-parse", "--verify", "--quiet", self.synced)
-        return found.stdout.strip() if found.returncode == 0 else None
+    def _synced_below(self, tip: str | None) -> dict[str, str]:
+        """What was fetched or pushed last; nothing where the branch was deleted or rewound, and may lack it."""
+        if tip is None or self._run("merge-base", "--is-ancestor", self.synced, tip).returncode != 0:
+            return {}
+        return self._blobs(self.synced)
 
     def _run(
         self, *arguments: str, input: str | None = None, environment: dict[str, str] | None = None
@@ -208,13 +211,25 @@ def _write(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
-def _whole(text: bytes) -> dict[str, Any] | None:
-    """What a file holds; nothing where it is damaged: a run that was killed while asv wrote leaves half of one."""
-    try:
-        content = json.loads(text)
-    except ValueError:  # no JSON, or not even text
-        return None
-    return content if isinstance(content, dict) else None
+def _read(name: str, text: bytes) -> tuple[dict[str, Any], str]:
+    """What a file of the results holds, or why that counts for nothing: a run that was killed while asv wrote leaves
+    half of one."""
+    content, fault = parsed(text)
+    if not fault and _is_of_a_commit(name):
+        fault = fault_of(content, PurePosixPath(name).parent.name)
+    return ({}, fault) if fault else (content, "")
+
+
+def _expect_sound(results: Path, name: str) -> dict[str, Any]:
+    """What it holds.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    content, fault = _read(name, (results / name).read_bytes())
+    if fault:
+        raise ValueError(f"{results / name}: damaged, {fault}; delete it, or measure that commit again")
+    return content
 
 
 def _is_of_a_commit(name: str) -> bool:
@@ -288,10 +303,10 @@ def merged_benchmarks(
     return {name: newer(name) for name in [*theirs, *(name for name in ours if name not in theirs)]}
 
 
-def _newest(results: Iterable[dict[str, Any] | None]) -> dict[tuple[str, str], int]:
+def _newest(results: Iterable[tuple[dict[str, Any], str]]) -> dict[tuple[str, str], int]:
     """By benchmark and version, the date of the newest commit that has results of them."""
     found: dict[tuple[str, str], int] = {}
-    for content in filter(None, results):
+    for content, _ in results:
         for name, row in _cells(content).items():
             key = (name, str(row.get("version")))
             found[key] = max(found.get(key, 0), content.get("date", 0))
@@ -312,25 +327,32 @@ def _is_nan(value: Any) -> bool:
 
 
 def thin(results: Path, older_than_days: int, today: datetime.date) -> int:
-    """Drop the raw samples of commits older than that; medians, intervals and quartiles stay. How many files."""
-    from asv.results import Results, iter_results_paths
+    """Drop the raw samples of commits older than that; medians, intervals and quartiles stay. How many files.
 
+    Raises:
+        ValueError: a file is damaged; those before it are thinned.
+    """
     limit = datetime.datetime.combine(today, datetime.time(), datetime.timezone.utc)
     limit -= datetime.timedelta(days=older_than_days)
     thinned = 0
-    for folder, name, _machine in iter_results_paths(str(results)):
-        result = Results.load(str(Path(folder, name)))
-        if result.date / 1e3 >= limit.timestamp():
+    for path in sorted(results.glob("*/*.json")):
+        name = path.relative_to(results).as_posix()
+        if not _is_of_a_commit(name):
             continue
-        keys = [key for key in result.get_all_result_keys() if result._samples[key] is not None]
-        for key in keys:
-            result.remove_samples(key)
-        if keys:
-            with tempfile.TemporaryDirectory(dir=results) as beside:  # asv would write over what it may not end
-                result.save(beside)
-                os.replace(Path(beside, Path(folder).name, name), Path(folder, name))
+        content = _expect_sound(results, name)
+        if content["date"] / 1e3 < limit.timestamp() and _without_samples(content):
+            _write(path, json.dumps(content, separators=(",", ":")).encode())
             thinned += 1
     return thinned
+
+
+def _without_samples(content: dict[str, Any]) -> bool:
+    """Drop them; whether there were any."""
+    columns, any_samples = content["result_columns"], False
+    for name, cells in _cells(content).items():
+        any_samples |= cells.pop("samples", None) is not None
+        content["results"][name] = _row(cells, columns)
+    return any_samples
 
 
 def add_command(commands: Any, repository: Path, results: Path) -> None:

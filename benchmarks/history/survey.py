@@ -72,7 +72,7 @@ def _sort_in(found: Survey, path: Path, known: set[str], benchmarks: dict[str, A
     if content.get("version") == 1:
         found.older.append(path)
         return
-    fault = fault or _fault(content, path.parent.name) or _fault_beside(path)
+    fault = fault or fault_of(content, path.parent.name) or _fault_beside(path)
     if fault:
         found.damaged.append((path, fault))
     elif content["commit_hash"] in known:
@@ -117,15 +117,25 @@ def _finite(row: list[Any], column: int) -> list[Any]:
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     """A JSON object, or why there is none."""
     try:
-        content = json.loads(path.read_text())
+        return parsed(path.read_bytes())
     except FileNotFoundError:
         return {}, "missing"
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        return {}, str(error)
+
+
+def parsed(text: bytes) -> tuple[dict[str, Any], str]:
+    """A JSON object, or why there is none."""
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        return {}, "nested too deeply"
+    except ValueError as error:  # no JSON, or not even text
         return {}, str(error)
     return (content, "") if isinstance(content, dict) else ({}, "expected a JSON object")
 
 
-def _fault(content: dict[str, Any], machine: str) -> str:
+def fault_of(content: dict[str, Any], machine: str) -> str:
     """Why results cannot be shown; empty if they can."""
     if content.get("version") != 2:
         return f"expected asv's format 2; got {content.get('version')}"
