@@ -331,11 +331,18 @@ def test_a_driver_that_slows_down_whenever_it_comes_is_to_blame() -> None:
     assert all("driver" in one.environment for one in found)
 
 
-@pytest.mark.parametrize("place", ["repository", "."], ids=["in the repository", "beside the results"])
-def test_what_a_projects_configuration_leaves_out_is_not_searched(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("name", ["asv.conf.json", "asv.conf.jsonc"])
+@pytest.mark.parametrize("place", ["repository", ".", "repository/perf"])
+def test_what_a_projects_configuration_leaves_out_is_not_searched(tmp_path: Path, place: str, name: str) -> None:
     history = synthetic_history.make(tmp_path, steps=[Step(30, 1.2)])
-    conf = '{\n  // a comment\n  "regressions_first_commits": {".*track_speedup.*": null, ".*track_fused.*": "abc"}\n}'
-    (tmp_path / place / "asv.conf.json").write_text(conf)
+    conf = """{
+      // a comment
+      "regressions_first_commits": {
+        ".*track_speedup": null, ".*track_reference.*device_us'\\\\)$": null, ".*track_fused.*": "abc"
+      }
+    }"""
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / name).write_text(conf)
     without = left_out(asv_config(history.repository, history.results))
     found = command.bent(
         read(history.results, survey(history.results, history.commits), history.commits), history.commits, without
@@ -343,6 +350,32 @@ def test_what_a_projects_configuration_leaves_out_is_not_searched(tmp_path: Path
     names = {one.series.benchmark.rpartition(".")[2] for one in found}
     assert "track_fused_us" in names
     assert "track_speedup" not in names
+    reference = [one.series.values[1] for one in found if "track_reference" in one.series.benchmark]
+    assert set(reference) == {"call_us"}, "asv matches the name with its parameters"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "damaged"),
+        ("[1]", r"expected a JSON object; got \[1\]"),
+        ('{"regressions_first_commits": [1]}', r"expected patterns by name .* got \[1\]"),
+        ('{"regressions_first_commits": {"(": null}}', r"expected regular expressions .* got '\('"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, text: str, fault: str) -> None:
+    (tmp_path / "asv.conf.json").write_text(text)
+    with pytest.raises(ValueError, match=f"asv.conf.json: {fault}"):
+        asv_config(tmp_path, tmp_path / ".asv" / "results")
+
+
+def test_of_several_configurations_the_one_beside_the_results_counts(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "asv.conf.json").write_text(json.dumps({"project": name}))
+    assert asv_config(tmp_path, tmp_path / "other" / "results") == {"project": "other"}
+    with pytest.raises(ValueError, match="one.asv.conf.json: expected one configuration of asv"):
+        asv_config(tmp_path, tmp_path / "elsewhere" / "of" / "results")
 
 
 def test_one_damaged_file_stops_nothing_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -214,6 +214,16 @@ def test_another_project_is_told_of_in_its_own_terms(tmp_path: Path) -> None:
         assert term not in words.partition("How to read this")[0]
 
 
+def test_of_a_benchmark_that_is_judged_in_part_the_page_says_how_much(tmp_path: Path) -> None:
+    history = make(tmp_path, commits=6)
+    left_out = {"regressions_first_commits": {".*track_fused_us.*device_us": None, ".*track_speedup": None}}
+    (history.repository / "asv.conf.json").write_text(json.dumps(left_out))
+    words = Page(site.build(history.results, history.repository, tmp_path / "site")).words
+    assert "track_fused_us 8 series, µs, less is better; 4 for reading, not judged" in words
+    assert "track_speedup 8 series, x, more is better; for reading, not judged" in words
+    assert words.count("for reading, not judged") == 2
+
+
 def test_an_update_one_commit_beside_a_step_is_told_with_it(tmp_path: Path) -> None:
     history = make(tmp_path, commits=40, noise=0.003, steps=[Step(30, 1.2)], updates=[Updated(29, "driver", "590.11")])
     words = Page(site.build(history.results, history.repository, tmp_path / "site")).words

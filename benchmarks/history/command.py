@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import gate, measure, policy, session, workloads
 from benchmarks.history.changes import LEAST_KNOWN, Beside, Change, narrowed, of_every
 from benchmarks.history.machine import machine_name, this_machine
-from benchmarks.history.points import Point, Series, asv_config, commits_of, left_out, read
+from benchmarks.history.points import Point, Series, asv_config, commits_of, is_searched, left_out, read
 from benchmarks.history.survey import Survey, survey
 from benchmarks.measure import sides
 
@@ -98,13 +98,10 @@ def _warn(surveyed: Survey) -> None:
 
 
 def bent(points: dict[Series, list[Point]], commits: Sequence[str], without: Sequence[str] = ()) -> list[Change]:
-    """The changes of every series whose benchmark matches none of the patterns, oldest first."""
+    """The changes of every series that matches none of the patterns, oldest first."""
     order = {commit: number for number, commit in enumerate(commits)}
     found = [
-        change
-        for series, some in of_every(points, commits).items()
-        if not any(re.match(pattern, series.benchmark) for pattern in without)
-        for change in some
+        change for series, some in of_every(points, commits).items() if is_searched(series, without) for change in some
     ]
     return sorted(
         found, key=lambda one: (order[one.first], one.series.machine, one.series.environment, one.series.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 from benchmarks.history.machine import noted
 from benchmarks.history.survey import Survey, current, sound_content
 
-CONFIG = "asv.conf.json"
+CONFIGS = ("asv.conf.json", "asv.conf.jsonc")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Series:
     def name(self) -> str:
         short = self.benchmark.rpartition(".")[2]
         return f"{short}({self.chosen})" if self.parameters else short
+
+    @property
+    def full_name(self) -> str:
+        """As asv has it: its name of the benchmark, and the parameters as it writes them."""
+        return f"{self.benchmark}({', '.join(self.parameters)})" if self.parameters else self.benchmark
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -109,24 +115,53 @@ def asv_config(repository: Path, results: Path) -> dict[str, Any]:
     """Of the project, which may keep it beside its results; empty where there is none.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it cannot be read, does not say what it leaves out as asv expects, or is one of several.
     """
     from asv import util
 
-    places = (repository, results.parent, results.parent.parent)
-    path = next((place / CONFIG for place in places if (place / CONFIG).is_file()), None)
+    path = _config_path(repository, results)
     if path is None:
         return {}
     try:
         found = util.load_json(str(path), js_comments=True)
-    except util.UserError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged, {error}") from error
-    return dict(found)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object; got {found!r}")
+    first_commits = found.get("regressions_first_commits", {})
+    if not isinstance(first_commits, dict):
+        raise ValueError(f"{path}: expected patterns by name as regressions_first_commits; got {first_commits!r}")
+    for pattern in first_commits:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"{path}: expected regular expressions in regressions_first_commits; got {pattern!r}: {error}"
+            ) from error
+    return found
+
+
+def _config_path(repository: Path, results: Path) -> Path | None:
+    """At the top of the repository, beside the results, or else in a folder of the repository."""
+    places = (repository, results.parent, results.parent.parent)
+    path = next((place / name for place in places for name in CONFIGS if (place / name).is_file()), None)
+    inside = sorted(one for name in CONFIGS for one in repository.glob(f"*/{name}"))
+    if path is None and len(inside) > 1:
+        raise ValueError(
+            f"{inside[0]}: expected one configuration of asv in {repository}; got {len(inside)}, so lay the results "
+            "beside the one that they are of"
+        )
+    return path or next(iter(inside), None)
 
 
 def left_out(config: dict[str, Any]) -> list[str]:
-    """Patterns of benchmarks that asv's configuration leaves out of the search for regressions."""
+    """Patterns of series that asv's configuration leaves out of the search for regressions."""
     return [pattern for pattern, first in config.get("regressions_first_commits", {}).items() if first is None]
+
+
+def is_searched(series: Series, without: Sequence[str]) -> bool:
+    """Whether it matches none of the patterns, as asv matches them."""
+    return not any(re.match(pattern, series.full_name) for pattern in without)
 
 
 def commits_of(repository: Path, revision: str = "HEAD") -> list[str]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -135,6 +134,6 @@ def _curves(
     names = sorted({one.benchmark for one in series})
     ordered = sorted(series.items(), key=lambda item: (names.index(item[0].benchmark), item[0].machine))
     for number, (one, known) in enumerate(ordered):
-        judged = not any(re.match(pattern, one.benchmark) for pattern in ignored)
+        judged = points.is_searched(one, ignored)
         curves.append(Curve(f"s{number}", one, known, found[one], judged, near[one.machine]))
     return curves
