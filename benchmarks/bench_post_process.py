@@ -55,7 +55,7 @@ def measured(chosen: Iterable[str]) -> Measured:
     path = os.environ.get(RECORD)
     if path:
         run = _recorded(Path(path), os.environ["ASV_COMMIT"])
-        _note(run)
+        _note(run.environment, **machine.measured_with(run))
         return _of_run(run)
     if why_not := _cannot_be_asked():
         return Measured(why_not)
@@ -65,7 +65,7 @@ def measured(chosen: Iterable[str]) -> Measured:
     if not some:
         return Measured("none of these workloads is for this machine")
     run = measure.measure(some, processes=session.PROCESSES["cuda" if gpu else "cpu"])
-    _note(run)
+    _note(run.environment, **machine.measured_with(run))
     return _of_run(run)
 
 
@@ -77,12 +77,12 @@ def _recorded(path: Path, commit: str) -> results.Run:
     return run
 
 
-def _note(run: results.Run) -> None:
+def _note(environment: results.Environment, **measured_with: str | None) -> None:
     """What it was measured with, beside where asv will keep its results."""
     from benchmarks.history import RESULTS, machine
 
     name = f"{os.environ['ASV_COMMIT'][:8]}-{os.environ['ASV_ENV_NAME']}.json"
-    machine.note(RESULTS / machine.machine_name(run.environment) / name, **machine.measured_with(run))
+    machine.note(RESULTS / machine.machine_name(environment) / name, **measured_with)
 
 
 def _cannot_be_asked() -> str:
@@ -215,9 +215,19 @@ class Compiled:
     param_names = ("kernel",)
 
     def setup_cache(self) -> dict[str, dict[str, int]]:
-        """Registers and instructions by variant; nothing where the commit has none of today's kernels."""
+        """Registers and instructions by variant; nothing where the commit has none of today's kernels.
+
+        Raises:
+            RuntimeError: compiling failed, or asv keeps this machine's results under another name.
+        """
+        from benchmarks.history import machine
+
         if importlib.util.find_spec("dllm_kernels") is None:
             return {}
+        if RECORD not in os.environ:  # what a record was measured with is noted with its samples
+            here = machine.this_machine()
+            machine.expect_registered(here)
+            _note(here, python=here.python, triton=here.triton)
         return codegen.figures(ARCHITECTURE, codegen.PLAIN_VARIANTS)
 
     def setup(self, figures: dict[str, dict[str, int]], kernel: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench_post_process, gate, history, results
+from benchmarks.history import machine
 from benchmarks.history.machine import machine_name
 from benchmarks.history.points import read
 from benchmarks.history.survey import survey
@@ -188,3 +189,22 @@ def test_the_suite_takes_no_times_of_wrong_results(tmp_path: Path, monkeypatch: 
     suite = bench_post_process.Quick()
     with pytest.raises(NotImplementedError, match="3 ids differ"):
         suite.setup(suite.setup_cache(), WORKLOAD, "call_us")
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_compiled_is_noted_where_no_record_says_what_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    here = dataclasses.replace(make_run("2" * 40).environment, python="3.12.9", triton="3.9.0")
+    monkeypatch.setattr(machine, "this_machine", lambda: here)
+    monkeypatch.setattr(machine, "expect_registered", lambda environment: None)
+    monkeypatch.setattr(bench_post_process.codegen, "figures", lambda *_: {"plain": {"registers": 40}})
+    monkeypatch.setattr(history, "RESULTS", tmp_path)
+    monkeypatch.setenv("ASV_COMMIT", "2" * 40)
+    monkeypatch.setenv("ASV_ENV_NAME", "shared-py3")
+    monkeypatch.delenv(bench_post_process.RECORD, raising=False)
+    if recorded:
+        monkeypatch.setenv(bench_post_process.RECORD, "record.json")
+    assert bench_post_process.Compiled().setup_cache() == {"plain": {"registers": 40}}
+    told = machine.noted(tmp_path / machine_name(here) / "22222222-shared-py3.json")
+    assert told == ({} if recorded else {"python": "3.12.9", "triton": "3.9.0"})
