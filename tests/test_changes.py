@@ -286,16 +286,17 @@ def test_a_version_that_is_first_noted_at_a_step_may_be_to_blame_and_at_another_
     assert found.environment == {}
 
 
-@pytest.mark.parametrize(("update", "points"), [(28, -2), (29, -1), (31, 1), (32, 2), (27, None), (33, None)])
+@pytest.mark.parametrize(
+    ("update", "points"), [(27, -3), (28, -2), (29, -1), (31, 1), (32, 2), (33, 3), (26, None), (34, None)]
+)
 def test_an_update_beside_a_commits_step_may_have_had_a_part_in_it(update: int, points: int | None) -> None:
     (found,) = stepped(1.2, {0: {"driver": "1"}, update: {"driver": "2"}})
     assert (found.first, found.environment) == (f"{30:040x}", {})
     assert found.beside == (Beside({"driver": ("1", "2")}, points) if points else None)
     text = command.told([found], {}) + command.issue([found])
-    where = {-2: "2 measured commits earlier", -1: "one measured commit earlier", 1: "one measured commit later"}
-    assert text.count(f"part of it may be driver 1 to 2, {where.get(points or 0, '2 measured')}") == (
-        2 if points else 0
-    )
+    where = {-1: "one measured commit earlier", 1: "one measured commit later"}
+    several = f"{abs(points or 0)} measured commits {'later' if (points or 0) > 0 else 'earlier'}"
+    assert text.count(f"part of it may be driver 1 to 2, {where.get(points or 0, several)}") == (2 if points else 0)
 
 
 @pytest.mark.parametrize("turns", ["one, other", "one in ten", "for one commit"])

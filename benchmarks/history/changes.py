@@ -299,15 +299,15 @@ def _environment_at(
 
 
 def _beside(updates: Sequence[_Update], step: int) -> Beside | None:
-    """The nearest update that lies too near to a step for the level between them to be known; none where runners of
-    two versions take turns."""
+    """The nearest update that lies too near to a step for the few points between them to show as a level of their own;
+    none where runners of two versions take turns."""
     lone = [
         one
         for one in updates
         if not any(0 < abs(one.latest - other.latest) <= TURNS for other in updates if other.name == one.name)
     ]
     apart = {one: min(max(one.earliest, step), one.latest) - step for one in lone}
-    near = [one for one, points in apart.items() if 0 < abs(points) <= LEAST_POINTS]
+    near = [one for one, points in apart.items() if 0 < abs(points) < FEW]
     if not near:
         return None
     points = min((apart[one] for one in near), key=abs)
