@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -16,7 +17,7 @@ import pytest
 from benchmarks import __main__ as cli
 from benchmarks.gate import Judgement
 from benchmarks.history import command
-from benchmarks.history.changes import Beside, Change, changes, narrowed
+from benchmarks.history.changes import Beside, Change, changes, narrowed, of_every
 from benchmarks.history.points import Point, Series, asv_config, commits_of, left_out, read
 from benchmarks.history.survey import survey
 from benchmarks.results import Run
@@ -221,6 +222,26 @@ def test_a_stray_step_beside_those_of_many_that_came_with_another_driver_is_not_
             there = [one for one in found if abs(history.commits.index(one.first) - 45) <= 5]
             blamed[name] += any(not one.environment for one in there)
     assert blamed == {"driver": 0, "and a commit": 12}
+
+
+@pytest.mark.parametrize(("step", "slowed", "blamed"), [(31, 3, True), (28, 1, True), (30, 3, False), (30, 8, False)])
+def test_beside_an_update_a_step_of_few_series_is_a_commits_and_at_it_the_environments(
+    step: int, slowed: int, blamed: bool
+) -> None:
+    """By 3 %, of eight series, with another driver from 30 on. Each step may as well lie a few commits beside where it
+    is told."""
+    told = {"blamed": 0, "environment": 0}
+    commits = [f"{n:040x}" for n in range(60)]
+    for seed in range(20):
+        draw, points = random.Random(seed), {}
+        for number in range(8):
+            values = [math.exp(draw.gauss(0, 0.01)) * (1.03 if n >= step and number < slowed else 1) for n in range(60)]
+            points[dataclasses.replace(TIME, parameters=(str(number),))] = [
+                Point(name, values[n], None, None, {"driver": str(n >= 30)}) for n, name in enumerate(commits)
+            ]
+        for one in itertools.chain.from_iterable(of_every(points, commits).values()):
+            told["environment" if one.environment else "blamed"] += 1
+    assert told["blamed" if blamed else "environment"] >= 0.85 * sum(told.values()), told
 
 
 def test_a_step_that_lands_one_point_beside_the_update_is_still_not_blamed() -> None:

@@ -61,6 +61,7 @@ class Change:
     between: int  # commits after `last_before` and before `first` that have no point
     environment: dict[str, tuple[str, str]]  # what else became another at the same step, before and after
     beside: Beside | None = None  # where the step is blamed on a commit
+    apart: int = 0  # points after the step that `environment` became another; before it where negative
 
     @property
     def ratio(self) -> float:
@@ -92,7 +93,7 @@ def changes(series: Series, points: Sequence[Point], commits: Sequence[str]) -> 
             continue
         reach = deviation * _reach(left, right, len(logs) - len(segments))
         last, first = known[left[1] - 1], known[right[0]]
-        environment = _environment_at(known, updates, logs, (left, right), (before, after), deviation)
+        environment, apart = _environment_at(known, updates, logs, (left, right), (before, after), deviation)
         found.append(
             Change(
                 series,
@@ -105,6 +106,7 @@ def changes(series: Series, points: Sequence[Point], commits: Sequence[str]) -> 
                 order[first.commit] - order[last.commit] - 1,
                 environment,
                 None if environment else _beside(updates, right[0]),
+                apart,
             )
         )
     return found
@@ -112,7 +114,8 @@ def changes(series: Series, points: Sequence[Point], commits: Sequence[str]) -> 
 
 def of_every(points: dict[Series, list[Point]], commits: Sequence[str]) -> dict[Series, list[Change]]:
     """The steps of every series; one beside those of many other series of its machine, which came with another
-    environment, is of that too: noise moves a step by a commit or two."""
+    environment, is of that too: noise moves a step by a commit or two. And one that lies beside an update by which
+    most other series show none may be a commit's."""
     found = {series: changes(series, values, commits) for series, values in points.items()}
     measured: dict[str, set[str]] = {}
     for series, values in points.items():
@@ -121,13 +124,47 @@ def of_every(points: dict[Series, list[Point]], commits: Sequence[str]) -> dict[
         machine: {commit: number for number, commit in enumerate(one for one in commits if one in some)}
         for machine, some in measured.items()
     }
-    alike: dict[tuple[str, bool], list[Change]] = {}
-    for change in itertools.chain.from_iterable(found.values()):
-        alike.setdefault((change.series.machine, change.worse), []).append(change)
-    return {
-        series: [_with_the_many(one, alike[series.machine, one.worse], order[series.machine]) for one in some]
+    alike = _alike(found)
+    found = {
+        series: [_apart_from_the_few(one, alike[_side(one)], points, order[series.machine]) for one in some]
         for series, some in found.items()
     }
+    alike = _alike(found)
+    return {
+        series: [_with_the_many(one, alike[_side(one)], order[series.machine]) for one in some]
+        for series, some in found.items()
+    }
+
+
+def _side(change: Change) -> tuple[str, bool]:
+    return change.series.machine, change.worse
+
+
+def _alike(found: dict[Series, list[Change]]) -> dict[tuple[str, bool], list[Change]]:
+    """Those of one machine and direction."""
+    alike: dict[tuple[str, bool], list[Change]] = {}
+    for change in itertools.chain.from_iterable(found.values()):
+        alike.setdefault(_side(change), []).append(change)
+    return alike
+
+
+def _apart_from_the_few(
+    change: Change, alike: Sequence[Change], points: dict[Series, list[Point]], order: dict[str, int]
+) -> Change:
+    """As a commit's, with the update beside it, where few of the machine's series show a step near that update and most
+    of these lie beside it: the steps of an update that had an effect lie at it."""
+    if not change.apart:
+        return change
+    place = order[change.first]
+    near = [one for one in alike if one.environment and abs(order[one.first] - place) <= FARTHEST]
+    measured = sum(
+        order[values[0].commit] < place < order[values[-1].commit]
+        for series, values in points.items()
+        if series.machine == change.series.machine
+    )
+    if 2 * len(near) >= measured or 2 * sum(one.apart != 0 for one in near) <= len(near):
+        return change
+    return dataclasses.replace(change, environment={}, beside=Beside(change.environment, change.apart), apart=0)
 
 
 def _with_the_many(change: Change, alike: Sequence[Change], order: dict[str, int]) -> Change:
@@ -274,9 +311,9 @@ def _environment_at(
     sides: Sequence[tuple[int, int]],
     levels: Sequence[float],
     deviation: float,
-) -> dict[str, tuple[str, str]]:
+) -> tuple[dict[str, tuple[str, str]], int]:
     """What else became another at the step between two segments; or some points earlier or later, where those between
-    may as well belong to the step's other side."""
+    may as well belong to the step's other side. And how many points later."""
     (begin, step), (_, end) = sides
     before, after = levels
 
@@ -294,8 +331,8 @@ def _environment_at(
     for place in _places(logs, step, levels, deviation):
         there = [one for one in updates if one.earliest <= place <= one.latest]
         if told := {one.name: (one.old, one.new) for one in there if not makes_none(one, place)}:
-            return told
-    return {}
+            return told, place - step
+    return {}, 0
 
 
 def _beside(updates: Sequence[_Update], step: int) -> Beside | None:
