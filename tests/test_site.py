@@ -309,6 +309,13 @@ def test_a_few_points_are_too_early_to_tell(tmp_path: Path, commits: int, told: 
     assert ("No series changed" in words) is (commits == 5)
 
 
+def test_few_points_of_each_of_two_machines_are_too_few(tmp_path: Path) -> None:
+    history = make(tmp_path, commits=8, machines=("m1", "m2"), not_measured={"m1": range(4), "m2": range(4, 8)})
+    words = Page(site.build(history.results, history.repository, tmp_path / "site")).words
+    assert "8 of 8 commits" in words
+    assert "No step can be told from 4 measured commits." in words
+
+
 # What the command line does
 
 

@@ -86,6 +86,7 @@ class Page:
             built=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             latest=self.commits[-1] if self.commits else None,
             measured=len({point.commit for curve in self.curves for point in curve.points}),
+            most=max((len(curve.known) for curve in self.curves), default=0),
             least_known=LEAST_KNOWN,
             cards=cards,
             answer=overview.answer(cards),
