@@ -47,7 +47,7 @@ WAITS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize
 
 
 def start(package_folder: Path | None) -> dict[str, Any]:
-    """Load what is to be measured, and say where this process runs.
+    """Load what is to be measured, and say where this process runs (`Environment`) and which file it has loaded.
 
     Raises:
         RuntimeError: the package is not the one that was asked for.

@@ -55,7 +55,7 @@ def measure_table(
     Raises:
         RuntimeError: CUDA or CUPTI failed outside of an implementation's first call.
     """
-    environment = Environment(**start(None))
+    environment = Environment(**start(None)["environment"])
     gpu = machine.current_gpu()
     with ExitStack() as stack:
         stack.enter_context(machine.lock(gpu.uuid_hash if gpu else "cpu", progress))
