@@ -28,6 +28,7 @@ from benchmarks import (
     service,
     session,
     verification,
+    whole,
     workloads,
 )
 from benchmarks.e2e import command as e2e
@@ -180,6 +181,7 @@ def _percent(text: str) -> float:
 
 
 def _run(options: argparse.Namespace) -> int:
+    whole.expect_writable("--output", options.output)
     chosen, skipped = _chosen(options)
     run = session.measured(chosen, skipped=skipped, processes=options.processes, seed=options.seed)
     results.save(run, options.output)
@@ -269,6 +271,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _measure_and_judge(
     options: argparse.Namespace, head: sides.Side = sides.INSTALLED, base: sides.Side | None = None
 ) -> tuple[results.Run, gate.Judgement]:
+    whole.expect_writable("--output", options.output)
     chosen, skipped = _chosen(options)
     run, judgement, _ = session.judged(
         chosen,

@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # started by its path: Python put this folder first, whose modules nobody means by their names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import implementations, results, session, table, workloads
+from benchmarks import implementations, results, session, table, whole, workloads
 
 MODULE = "benchmarks.bench_triton_post_process"
 WRONG, USAGE_ERROR = 1, 2
@@ -41,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _call_under_profiler(options.ncu, options.seed)
         if options.plot:
             _check_picture(options.plot)
+        if options.json:
+            whole.expect_writable("--json", options.json)
         shown = results.load(results.KernelTable, options.show) if options.show else _measured(options)
         if options.json:
             results.save(shown, options.json)

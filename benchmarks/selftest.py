@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gate, measure, results, session, stats, workloads
+from benchmarks import gate, measure, results, session, stats, whole, workloads
 from benchmarks.measure import sides
 from benchmarks.mutants import MUTANTS, Mutant
 from benchmarks.policy import Policy, slowdown_tolerance
@@ -97,6 +97,7 @@ def add_command(commands: Any) -> None:
 
 
 def _selftest(options: argparse.Namespace) -> int:
+    whole.expect_writable("--output", options.output)
     device_type = "cuda" if measure.has_gpu() else "cpu"
     record = results.load(Selftest, options.output) if options.output.exists() else None
     for path in options.merge:

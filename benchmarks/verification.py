@@ -31,7 +31,7 @@ def verify(run: Run) -> tuple[Judgement, list[str]]:
         ValueError: the record holds no verdicts, or not what they were judged by.
     """
     if run.judged is None:
-        raise ValueError("record: it holds no verdicts to verify")
+        raise ValueError("record: it holds no verdicts to verify, as of `run`; `gate` gives some")
     judged = decoded(_Judged, run.judged)
     judgement = judge(run, judged)
     derived = [_plain(verdict) for verdict in judgement.verdicts]

@@ -25,6 +25,22 @@ def file(path: Path) -> Iterator[Path]:
         raise
 
 
+def expect_writable(option: str, path: Path) -> None:
+    """Before minutes of measuring, that a file can be written there.
+
+    Raises:
+        ValueError: it cannot; the message names the option.
+    """
+    if path.is_dir():
+        raise ValueError(f"{option}: expected a file; {path} is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option}: expected a file that can be written; got {path}: {error}") from error
+
+
 @contextmanager
 def folder(path: Path) -> Iterator[Path]:
     """An empty folder to write to, that takes the place of `path` at the end; nothing happens to that in an error."""

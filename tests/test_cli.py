@@ -150,6 +150,13 @@ def test_bench_measures_more_where_in_doubt_and_stops(tmp_path, monkeypatch, cap
     assert "index.html" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["run", "bench", "compare HEAD"])
+def test_a_record_that_could_not_be_kept_is_not_measured(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "measure", lambda *_, **__: pytest.fail("measured"))
+    assert cli.main([*command.split(), "--workload", NAME, "--output", str(tmp_path)]) == 2
+    assert f"--output: expected a file; {tmp_path} is a folder" in capsys.readouterr().err
+
+
 def test_bench_refuses_an_unknown_workload(capsys):
     assert cli.main(["bench", "--workload", "1x1x1"]) == 2
     assert "workload: unknown 1x1x1" in capsys.readouterr().err

@@ -371,6 +371,10 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path, capsys: pyte
     assert cli.main(["dashboard", *arguments, "--output", str(history.repository)]) == 2
     assert "holds .git" in capsys.readouterr().err
     assert (history.repository / "version.txt").exists()
+    (tmp_path / "notes.txt").write_text("mine")
+    assert cli.main(["dashboard", *arguments, "--output", str(tmp_path / "notes.txt")]) == 2
+    assert "notes.txt is a file" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_an_unknown_branch_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

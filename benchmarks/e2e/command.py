@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import results, session
+from benchmarks import results, session, whole
 from benchmarks.e2e import tables
 from benchmarks.e2e.record import EndToEnd, Load
 
@@ -69,7 +68,7 @@ def _e2e(options: argparse.Namespace) -> int:
         record = results.load(EndToEnd, options.show)
         tables.show(record, markdown=options.markdown)
     else:
-        _check_output(options.output)
+        whole.expect_writable("--output", options.output)
         record = measured(options)
         try:
             results.save(record, options.output)
@@ -77,18 +76,6 @@ def _e2e(options: argparse.Namespace) -> int:
             tables.show(record, markdown=options.markdown)
         print(f"Record: {options.output}")
     return DIFFERENT if record.differences() else 0
-
-
-def _check_output(path: Path) -> None:
-    """Before measuring, that a record can be written there."""
-    if path.is_dir():
-        raise ValueError(f"--output: expected a file; {path} is a folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"--output: expected a file that can be written; got {path}: {error}") from error
 
 
 def measured(options: argparse.Namespace) -> EndToEnd:
@@ -161,6 +148,8 @@ def _trained(options: argparse.Namespace, device: str) -> tuple[LLaDA2, Task, di
     from benchmarks.e2e.runs import Task
 
     folder = (options.model or WORD_PROBLEMS).resolve()  # which has a name, where `.` has none
+    if not folder.is_dir():
+        raise ValueError(f"--model: expected a folder with a checkpoint in Hugging Face's layout; there is no {folder}")
     config, said = checkpoint.read_config(folder)
     chat = Chat.load(folder)
     _check_vocabulary(folder, chat, config.vocab_size)

@@ -93,6 +93,8 @@ def build(
 
 
 def _refuse_what_is_no_site(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output: expected a new folder or an earlier site, which is replaced; {output} is a file")
     others = sorted({path.name for path in output.iterdir()} - PARTS) if output.is_dir() else []
     if others:
         raise ValueError(

@@ -91,7 +91,10 @@ def test_doubt_is_red() -> None:
 
 def test_a_record_without_verdicts_is_red() -> None:
     (reason,) = decide(make_compared()).reasons
-    assert reason == "test: the record cannot be judged: record: it holds no verdicts to verify"
+    assert (
+        reason
+        == "test: the record cannot be judged: record: it holds no verdicts to verify, as of `run`; `gate` gives some"
+    )
 
 
 def test_forged_verdicts_are_red() -> None:
