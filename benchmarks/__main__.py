@@ -221,17 +221,18 @@ def _baseline(options: argparse.Namespace) -> int:
     older = results.load(results.Baseline, path) if path.exists() else None
     accepted = baseline.accepted(runs, options.reason, session.noise_of(device), older)
     results.save(accepted, path)
-    _print_worse(accepted, older)
+    if older is not None:
+        _print_lower(accepted, older)
     kept = sum(bool(entry.source) for *_, entry in baseline.entries(accepted))
     of_others = f", {kept} entries as they were" if kept else ""
     print(f"Baseline of {device}{of_others}: {path}. It counts once it is reviewed and merged.")
     return 0
 
 
-def _print_worse(accepted: results.Baseline, older: results.Baseline | None) -> None:
+def _print_lower(accepted: results.Baseline, older: results.Baseline) -> None:
     """What is allowed from now on and was not before."""
-    for workload, clock, beside, entry in baseline.entries(accepted) if older else ():
-        before = older.of(workload, clock, beside) if older else None
+    for workload, clock, beside, entry in baseline.entries(accepted):
+        before = older.of(workload, clock, beside)
         if before is not None and entry.speedup < before.speedup * (1 - before.tolerance):
             print(f"Lower: {workload} on {clock} beside {beside}, {before.speedup:.2f}x to {entry.speedup:.2f}x")
 

@@ -106,6 +106,9 @@ def test_require_baseline(record, capsys):
     assert stored.commit == GPU.commit
     assert stored.of(NAME, "device_us", "reference").speedup == pytest.approx(15.0, rel=1e-3)
     assert cli.main(["gate", record(_whole(13.0, fused_us=11.5)), "--require-baseline"]) == 1
+    capsys.readouterr()
+    assert cli.main(["baseline", record(_whole(13.0)), "--accept", "--reason", "slower on purpose"]) == 0
+    assert f"Lower: {NAME} on device_us beside reference, 15.00x to 13.00x" in capsys.readouterr().out
 
 
 def test_only_a_clean_run_that_passes_becomes_a_baseline(record, capsys):
