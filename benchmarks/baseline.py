@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks import gate, workloads
 from benchmarks.noise import pair_name
 from benchmarks.policy import Policy, baseline_tolerance
-from benchmarks.results import Baseline, BaselineEntry, NoiseRecord, Run
+from benchmarks.results import Baseline, BaselineEntry, NoiseRecord, Run, expect_one
 
 Entries = dict[str, dict[str, dict[str, BaselineEntry]]]
 
@@ -30,12 +30,9 @@ def accepted(runs: Sequence[Run], reason: str, known: NoiseRecord | None, older:
             that it would not pass beside itself, or is of another device, commit or version than the others; or what
             would be kept of `older` was measured with another version, or on another device.
     """
+    expect_one(SAME, runs)
     first = runs[0].environment
     for run in runs:
-        for name in SAME:
-            here, there = getattr(run.environment, name), getattr(first, name)
-            if here != there:
-                raise ValueError(f"records: expected one {name}; got {there} and {here}")
         if failed := [check for check in run.checks if not check.passed]:
             raise ValueError(f"record: a result was wrong, {failed[0].workload}: {failed[0].detail}")
         if run.environment.commit is None or run.environment.dirty:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from benchmarks import stats
-from benchmarks.results import Noise, NoiseRecord, Run, Series
+from benchmarks.results import Noise, NoiseRecord, Run, Series, expect_one
 from benchmarks.workloads import WORKLOADS
 
 SAME = ("device", "torch", "triton", "driver")  # in all runs that are learned from
@@ -33,13 +33,10 @@ def learned(runs: Sequence[Run], known: NoiseRecord | None = None) -> NoiseRecor
         ValueError: one run is there twice, of another device or version than the others, of a commit beside another, of
             edited code, or with a wrong result; or there are too few processes of every pair.
     """
+    expect_one(SAME, runs)
     first = runs[0].environment
     for run in runs:
         environment = run.environment
-        for name in SAME:
-            here, there = getattr(environment, name), getattr(first, name)
-            if here != there:
-                raise ValueError(f"records: expected one {name}; got {there} and {here}")
         if runs.count(run) > 1:
             raise ValueError(f"records: expected each once; got that of {run.created} again")
         if environment.commit is None or environment.dirty:

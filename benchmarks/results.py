@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -319,6 +320,19 @@ class Baseline(Record):
 
     def of(self, workload: str, clock: str, beside: str) -> BaselineEntry | None:
         return self.entries.get(workload, {}).get(clock, {}).get(beside)
+
+
+def expect_one(names: Sequence[str], runs: Sequence[Run]) -> None:
+    """That what the environment has under these names is the same in all runs.
+
+    Raises:
+        ValueError: it is not; the message says which, and both values.
+    """
+    for run in runs:
+        for name in names:
+            here, there = getattr(run.environment, name), getattr(runs[0].environment, name)
+            if here != there:
+                raise ValueError(f"records: expected one {name}; got {there} and {here}")
 
 
 def save(record: Record, path: Path) -> None:
