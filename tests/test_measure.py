@@ -259,6 +259,25 @@ def test_calls_in_a_graph_are_timed_where_they_can_be_captured(tiny):
     assert pairs({"head": _OnAGpu("fused", "reference")}) == set()
 
 
+@pytest.mark.parametrize("period", [2, 3, 4])
+def test_what_only_some_calls_do_is_timed_as_often_as_it_happens(tiny, period):
+    bench = Bench(TINY.name, 0)
+    fused, called = bench.implementations["fused"], []
+
+    def counted(*arguments):
+        called.append(1)
+        fused(*arguments)
+
+    bench.implementations["fused"] = counted
+    timed = []
+    for _ in range(60):
+        bench._begin_row("fused")
+        timed.append(len(called) % period)
+        bench._call("fused", bench.draws[0])
+    for phase in range(period):
+        assert 0.5 * 60 / period < timed.count(phase) < 1.5 * 60 / period
+
+
 @pytest.mark.gpu
 def test_a_graph_replays_checked_calls_and_a_call_that_waits_is_left_out(tiny, monkeypatch):
     bench = Bench(TINY.name, 0)
