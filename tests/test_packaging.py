@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it installs and imports alone, without Triton."""
+"""The wheel: what is in it, and that it installs and imports alone, without Triton; and how the README begins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.specifiers import SpecifierSet
@@ -91,3 +92,12 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_first_example_of_the_readme_runs_with_and_without_a_gpu() -> None:
+    example = re.search("```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert example is not None
+    names: dict[str, Any] = {}
+    exec(example[1], names)
+    accepted = (names["input_ids"] != names["mask_id"]).sum(dim=1)
+    assert accepted.tolist() == [1, 1, 1, 1]  # of noise, no token is sure, and each block takes its best
