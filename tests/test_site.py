@@ -351,7 +351,7 @@ def test_before_anything_was_measured_the_demonstration_is_shown_and_said_to_be_
     assert "A demonstration" not in Page(command.build(tmp_path / "site", history.repository)).words
 
 
-@pytest.mark.parametrize("damage", ["no zip", "no results", "no folder"])
+@pytest.mark.parametrize("damage", ["no zip", "no results", "no folder", "an empty folder", "no results yet"])
 def test_results_that_cannot_be_used_exit_2_and_are_named(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture
 ) -> None:
@@ -361,8 +361,15 @@ def test_results_that_cannot_be_used_exit_2_and_are_named(
     elif damage == "no results":
         with zipfile.ZipFile(given, "w") as archive:
             archive.writestr("readme.txt", "")
+    elif damage == "an empty folder":
+        given.mkdir()
+    elif damage == "no results yet":  # what asv writes before it measures
+        with zipfile.ZipFile(given, "w") as archive:
+            archive.writestr("results/benchmarks.json", '{"version": 2}')
+            archive.writestr("results/somewhere/machine.json", "{}")
     assert cli.main(["dashboard", "--results", str(given), "--output", str(tmp_path / "site")]) == 2
     assert str(given) in capsys.readouterr().err
+    assert not (tmp_path / "site").exists()
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -71,7 +71,8 @@ def build(
         given: results, or a bundle of them (default: those of the repository, or else its demonstration).
 
     Raises:
-        ValueError, RuntimeError: as `site.build`.
+        ValueError: what was given holds no results; and as `site.build`.
+        RuntimeError: as `site.build`.
     """
     with ExitStack() as stack:
         source, remark = given or repository / ".asv" / "results", ""
@@ -84,6 +85,8 @@ def build(
             source = _unpacked(source, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         elif given is not None and not given.is_dir():
             raise ValueError(f"--results: expected a folder of asv's results, or a .zip of one; got {given}")
+        if given is not None and not any(source.glob("*/*-*.json")):
+            raise ValueError(f"--results: expected asv's results, MACHINE/COMMIT-ENVIRONMENT.json; {given} holds none")
         step = stack.enter_context(session.progress("Dashboard", site.STEPS))
         return site.build(source, repository, output, branch=branch, verdict=verdict, remark=remark, step=step)
 
