@@ -316,6 +316,15 @@ def test_a_throttled_gpu_is_said_and_whether_it_met_the_modes_alike(slower, begi
     assert f"{begins} repeats the GPU was throttled: power cap; the modes' passes differ by {slower - 1:.1%}." in said
 
 
+def test_one_repeat_is_said_to_tell_nothing_of_how_far_repeats_differ(capsys) -> None:
+    once = record(repeats=tuple(one for one in record().repeats if one.repeat == 0))
+    for made, said in ((once, True), (record(), False)):
+        tables.show(made, markdown=True)
+        printed = capsys.readouterr().out
+        assert ("**1 request: 4 prompts, one repeat**" in printed) == said
+        assert ("One repeat does not say how far repeats differ" in printed) == said
+
+
 def test_modes_that_went_different_ways_end_in_exit_code_1(tmp_path, capsys) -> None:
     agreed = Agreed("1 request", 100, 3200, 1000, 300, 0, 0, {"sglang": 2, "fused": 0})
     results.save(record(agreed=(agreed,)), tmp_path / "e2e.json")

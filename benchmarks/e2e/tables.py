@@ -59,8 +59,14 @@ def head(record: EndToEnd) -> str:
 
 
 def _title(record: EndToEnd, load: Load) -> str:
-    repeats = len(record.of(load.name, next(iter(record.modes))))
-    return f"{load.name}: {load.requests} prompts, medians of {repeats} interleaved repeats"
+    repeats = _repeats(record, load)
+    return f"{load.name}: {load.requests} prompts, " + (
+        "one repeat" if repeats == 1 else f"medians of {repeats} interleaved repeats"
+    )
+
+
+def _repeats(record: EndToEnd, load: Load) -> int:
+    return len(record.of(load.name, next(iter(record.modes))))
 
 
 def row(record: EndToEnd, load: Load, mode: str) -> tuple[str, ...]:
@@ -98,6 +104,8 @@ def _us(us: float | None) -> str:
 def remarks(record: EndToEnd, load: Load) -> list[str]:
     """What the numbers are to be held beside."""
     said = []
+    if _repeats(record, load) == 1:
+        said.append("One repeat does not say how far repeats differ: a small gain may be none. More: `--repeats N`.")
     bound = 100 * (record.bound(load.name) - 1)
     gain = 100 * (record.gain(load.name, "fused") - 1)
     share = f", {gain / bound:.0%} of it" if bound > 0 else ""
