@@ -23,7 +23,7 @@ from benchmarks.site import command as dashboard
 from benchmarks.site.overview import Verdict
 
 ROOT = Path(__file__).parent.parent
-WORKLOAD = "1x32x128000-fp16-100"
+WORKLOAD, OTHER = "1x32x128000-fp16-100", "1x32x157184-bf16-100"
 FUSED, REFERENCE = (10.0, 11.0, 12.5), (40.0, 41.0, 40.5)
 
 
@@ -111,6 +111,34 @@ def test_asv_stores_what_was_judged_and_a_repetition_replaces_it(here: Path, cap
     (point,) = points[series]
     assert point.environment["torch"] == "2.14.0", "what it was measured with the second time"
     assert (series.machine, series.unit, series.less_is_better) == ("some-cpu-2-0ghz-2-cores", "µs", True)
+
+
+def test_a_record_of_some_workloads_leaves_those_of_others_unless_other_versions_measured_them(
+    here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Versions are noted for a commit's whole result, so that it holds what was measured with the same alone."""
+    git(here, "commit", "--quiet", "--allow-empty", "--message", "measured twice")
+    run = make_run(git(here, "rev-parse", "HEAD"))
+    commit = str(run.environment.commit)
+
+    def add(workload: str, median: float, **versions: str) -> None:
+        one = dataclasses.replace(run.series[0], workload=workload, us=(median,) * 3)
+        some = dataclasses.replace(
+            run, workloads=(workload,), series=(one,), checks=(Check(workload, 0, True, ""),),
+            environment=dataclasses.replace(run.environment, **versions),
+        )  # fmt: skip
+        results.save(some, here / "record.json")
+        assert history.record(here / "record.json", some)
+
+    add(WORKLOAD, 10.0)
+    add(OTHER, 20.0)
+    assert stored_medians(here, commit, "track_fused_us") == [10.0, 20.0]
+    add(WORKLOAD, 30.0)
+    assert stored_medians(here, commit, "track_fused_us") == [30.0, 20.0]
+    assert "replaced" not in capsys.readouterr().out
+    add(OTHER, 40.0, torch="2.14.0")
+    assert stored_medians(here, commit, "track_fused_us") == [40.0]
+    assert "is replaced as a whole, because it was measured otherwise: torch 2.13.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("commit", "dirty"), [("0" * 40, True), (None, True)])

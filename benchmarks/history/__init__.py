@@ -10,8 +10,10 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -49,19 +51,33 @@ def record(path: Path, run: Run) -> bool:
 
 
 def add(path: Path, run: Run, commit: str) -> None:
-    """Store the record's samples as asv's result for `commit`, in place of an earlier one.
+    """Store the record's samples as asv's result for `commit`, in place of an earlier one of the same workloads.
+
+    What is there of other workloads stays, unless other versions measured it: these are noted for the whole result.
 
     Raises:
         RuntimeError: asv failed, or did not save every series of the run's workloads that are registered.
+        ValueError: what an earlier result was measured with is damaged.
     """
     stored = RESULTS / machine.register(run.environment)
     before = _stamps(stored, commit)
-    _asv("run", "--machine", stored.name, "--record-samples", f"{commit}^!", record=path)
+    chosen = ["--bench", rf"\.Compiled\.|'({'|'.join(map(re.escape, run.workloads))})'"]
+    if otherwise := _measured_otherwise(before, run):
+        print(f"History: what was there is replaced as a whole, because it was measured otherwise: {otherwise}.")
+        chosen = []
+    _asv("run", "--machine", stored.name, "--record-samples", *chosen, f"{commit}^!", record=path)
     saved = [result for result, stamp in _stamps(stored, commit).items() if before.get(result) != stamp]
     if not saved:
         raise RuntimeError(f"asv ended without an error but saved no result for {commit[:10]} in {stored}")
     for result in saved:
         _expect_all_saved(result, run)
+
+
+def _measured_otherwise(stored: Iterable[Path], run: Run) -> str:
+    """With what else than the run; empty if with nothing else."""
+    here = machine.measured_with(run)
+    noted = {item for result in stored for item in machine.noted(result).items()}
+    return ", ".join(f"{name} {there}" for name, there in sorted(noted) if here.get(name, there) not in (None, there))
 
 
 def _stamps(folder: Path, commit: str) -> dict[Path, int]:
