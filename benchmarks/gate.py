@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -111,7 +112,7 @@ def judge(run: Run, case: Case) -> Judgement:
     judge = _Judge(run, case, max(1, comparisons))
     verdicts = [verdict for workload, clock in pairs for verdict in judge.answers(workload, clock)]
     verdicts += [verdict for workload in every for verdict in judge.counted(workload)]
-    return Judgement(tuple(verdicts), tuple(_notes(run, case)))
+    return Judgement(tuple(verdicts), (*_notes(run, case), *_next_steps(run, verdicts)))
 
 
 def _has_limit(case: Case, clock: str) -> bool:
@@ -410,6 +411,23 @@ def _medians(run: Run, clock: str) -> str:
                 us, beside_us = stats.median_us(series), stats.median_us(series, beside=True)
                 parts.append(f"{workload} {us:.2f} beside {beside_us:.2f} ({beside})")
     return ", ".join(parts)
+
+
+def _next_steps(run: Run, verdicts: Sequence[Verdict]) -> list[str]:
+    steps = Counter(_next_step(run, verdict) for verdict in verdicts if verdict.status is Status.INCONCLUSIVE)
+    return [f"In doubt, {count} of {len(verdicts)} verdicts: {step}." for step, count in steps.items()]
+
+
+def _next_step(run: Run, doubt: Verdict) -> str:
+    """What may end it."""
+    if doubt.more_may_decide:
+        more = "in more processes (`--processes`), " if doubt.ratio else ""
+        return f"measure again, {more}on a calm machine (`python -m benchmarks doctor`)"
+    if doubt.ratio:
+        return "add what the baseline lacks (`python -m benchmarks baseline --help`)"
+    if doubt.workload in run.workloads:
+        return "hold head beside a commit whose results are right (`python -m benchmarks compare BASE`)"
+    return "measure what was expected"
 
 
 def comparison(judgement: Judgement) -> Judgement:

@@ -25,6 +25,14 @@ def _by_clock(judgement):
     return {verdict.clock: verdict for verdict in judgement.verdicts}
 
 
+def _wrong_beside_base():
+    run = make_compared()
+    wrong = tuple(
+        dataclasses.replace(check, passed=False, detail="base: 3 ids differ", base_alone=True) for check in run.checks
+    )
+    return dataclasses.replace(run, checks=wrong, series=(), counts={})  # what is wrong is neither timed nor counted
+
+
 def test_above_the_floor_passes_and_says_there_is_no_baseline():
     judgement = judge_(make_run(steady()), POLICY, None)
     assert judgement.status is Status.PASS
@@ -219,16 +227,13 @@ def test_a_wrong_result_is_a_regression_however_fast():
 
 def test_a_wrong_result_of_base_alone_is_doubt():
     """Head may be what mends it: it is not accused, and nothing is green that was held beside a wrong result."""
-    run = make_compared()
-    wrong = tuple(
-        dataclasses.replace(check, passed=False, detail="base: 3 ids differ", base_alone=True) for check in run.checks
-    )
-    run = dataclasses.replace(run, checks=wrong, series=(), counts={})  # what is wrong is neither timed nor counted
+    run = _wrong_beside_base()
     judgement = judge_(run, POLICY, None)
     assert {verdict.status for verdict in judgement.verdicts} == {Status.INCONCLUSIVE}
     assert "nothing to be held beside: wrong result of base: 3 ids differ" in judgement.verdicts[0].reason
     assert not judgement.doubtful(), "more samples decide nothing"
-    both = (dataclasses.replace(wrong[0], detail="4 ids differ", base_alone=False), *wrong[1:])
+    first, *others = run.checks
+    both = (dataclasses.replace(first, detail="4 ids differ", base_alone=False), *others)
     assert judge_(dataclasses.replace(run, checks=both), POLICY, None).status is Status.REGRESSION
 
 
@@ -523,6 +528,29 @@ def test_more_samples_are_taken_only_where_they_may_decide():
     assert judge_(run, POLICY, make_baseline()).doubtful() == []
     assert judge_(make_run(steady()), POLICY, None, [NAME, OTHER]).doubtful() == []  # was not asked for
     assert judge_(make_run({**steady(), (NAME, "device_us"): [2.9, 3.1, 3.0]}), POLICY, None).doubtful() == [NAME]
+
+
+@pytest.mark.parametrize(
+    ("run", "baseline", "step"),
+    [
+        (make_run({**steady(), (NAME, "device_us"): [2.9, 3.1, 3.0, 2.9]}), None, "measure again, in more processes"),
+        (make_run(steady(device=2.5), quiet=False), None, "measure again, in more processes"),
+        (make_run({(NAME, "call_us"): [4.0, 4.0, 4.0]}), None, "measure again, on a calm machine"),
+        (make_run({**steady(), **steady(workload=OTHER)}), make_baseline(), "add what the baseline lacks"),
+        (_wrong_beside_base(), None, "hold head beside a commit whose results are right"),
+    ],
+)
+def test_every_doubt_names_what_may_end_it(run, baseline, step):
+    judgement = judge_(run, POLICY, baseline)
+    assert judgement.status is Status.INCONCLUSIVE
+    (note,) = [note for note in judgement.notes if note.startswith("In doubt")]
+    doubts = sum(verdict.status is Status.INCONCLUSIVE for verdict in judgement.verdicts)
+    assert note.startswith(f"In doubt, {doubts} of {len(judgement.verdicts)} verdicts: {step}")
+
+
+def test_where_nothing_is_in_doubt_no_step_is_named():
+    for run in (make_run(steady()), make_run(steady(device=2.0))):
+        assert not [note for note in judge_(run, POLICY, None).notes if "In doubt" in note]
 
 
 def test_a_baseline_that_was_left_behind_is_said_to_be():
