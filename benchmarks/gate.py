@@ -427,7 +427,8 @@ def _next_step(run: Run, doubt: Verdict) -> str:
         return "add what the baseline lacks (`python -m benchmarks baseline --help`)"
     if doubt.workload in run.workloads:
         return "hold head beside a commit whose results are right (`python -m benchmarks compare BASE`)"
-    return "measure what was expected"
+    part = "`python -m benchmarks gate RECORD` with `--quick` or `--workload NAME` judges a part"
+    return f"measure what was expected and was not; {part}"
 
 
 def comparison(judgement: Judgement) -> Judgement:

@@ -80,9 +80,12 @@ def test_a_tolerance_that_is_no_share_is_refused_before_anything_is_measured(per
 
 def test_gate_takes_a_part_for_a_pass_only_when_asked_to(record, capsys):
     path = record(make_run(steady()))
-    assert cli.main(["gate", path]) == 3
-    assert "expected, and not measured" in capsys.readouterr().out
+    assert cli.main(["gate", path, "--markdown"]) == 3
+    printed = capsys.readouterr().out
+    assert "expected, and not measured" in printed
+    assert r"gate RECORD\` with \`--quick\` or \`--workload NAME\` judges a part" in printed
     assert cli.main(["gate", path, "--workload", NAME]) == 0
+    assert "judges a part" not in capsys.readouterr().out
     assert cli.main(["gate", path, "--quick"]) == 3
 
 
