@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -421,6 +422,8 @@ def _next_steps(run: Run, verdicts: Sequence[Verdict]) -> list[str]:
 def _next_step(run: Run, doubt: Verdict) -> str:
     """What may end it."""
     if doubt.more_may_decide:
+        if doubt.ratio and doubt.ratio.high == math.inf:
+            return "measure in two processes or more (`--processes`): one has no interval where its noise is not known"
         more = "in more processes (`--processes`), " if doubt.ratio else ""
         return f"measure again, {more}on a calm machine (`python -m benchmarks doctor`)"
     if doubt.ratio:

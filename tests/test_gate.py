@@ -58,9 +58,12 @@ def test_at_the_bound_is_doubt():
     assert judgement.doubtful() == [NAME]
 
 
-def test_one_process_is_doubt():
-    judgement = judge_(make_run({(NAME, "device_us"): [15.0], (NAME, "call_us"): [4.0]}), POLICY, None)
+def test_one_process_is_doubt_where_no_noise_is_known():
+    run = make_run({(NAME, "device_us"): [15.0], (NAME, "call_us"): [4.0]})
+    judgement = judge_(run, POLICY, None)
     assert judgement.status is Status.INCONCLUSIVE
+    assert "In doubt, 2 of 2 verdicts: measure in two processes or more" in judgement.notes[-1]
+    assert judge_(run, POLICY, None, noise=make_noise()).status is Status.PASS
 
 
 def test_a_slow_cpu_backend_fails_and_a_fast_one_passes():
