@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from benchmarks import gate, workloads
 from benchmarks.noise import pair_name
 from benchmarks.policy import Policy, baseline_tolerance
-from benchmarks.results import Baseline, BaselineEntry, NoiseRecord, Run, expect_one
+from benchmarks.results import VERSIONS, Baseline, BaselineEntry, NoiseRecord, Run, expect_one, expect_versions_of
 
 Entries = dict[str, dict[str, dict[str, BaselineEntry]]]
 
-VERSIONS = ("torch", "triton", "driver")
 SAME = ("device", "commit", *VERSIONS)  # in all records of a baseline
 
 
@@ -51,13 +50,7 @@ def accepted(runs: Sequence[Run], reason: str, known: NoiseRecord | None, older:
     for run, case in zip(runs, cases, strict=True):
         _passing(run, dataclasses.replace(case, baseline=baseline), "too noisy to be held against itself")
     if older is not None and any(entry.source for *_, entry in entries(baseline)):
-        for name in VERSIONS:
-            here, there = getattr(baseline, name), getattr(older, name)
-            if here != there:
-                raise ValueError(
-                    "records: expected a `run` and a `compare` of all of today's workloads, because what they lack "
-                    f"stays as it is in the baseline, which is of {name} {there}; got {name} {here}"
-                )
+        expect_versions_of(older, baseline)
     ordered = {name: baseline.entries[name] for name in workloads.WORKLOADS if name in baseline.entries}
     return dataclasses.replace(baseline, entries=ordered)
 

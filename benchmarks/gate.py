@@ -20,7 +20,18 @@ from benchmarks import stats
 from benchmarks.machine_code import WHAT
 from benchmarks.noise import ALONE, pair_name
 from benchmarks.policy import Policy, judged_clocks, slowdown_tolerance
-from benchmarks.results import AcceptedSlowdown, Baseline, BaselineEntry, Check, Noise, NoiseRecord, Run, Series, Strict
+from benchmarks.results import (
+    VERSIONS,
+    AcceptedSlowdown,
+    Baseline,
+    BaselineEntry,
+    Check,
+    Noise,
+    NoiseRecord,
+    Run,
+    Series,
+    Strict,
+)
 from benchmarks.workloads import WORKLOADS, clocks_of, may_be_absent
 
 COUNTED = {"launches": "launches", "synchronizations": "waits of the host", "allocations": "allocations on the device"}
@@ -376,11 +387,11 @@ def _notes(run: Run, case: Case) -> list[str]:
     environment, baseline = run.environment, case.baseline
     if baseline is None:
         notes.append(f"No baseline for {environment.device}: judged by correctness and the absolute floor only.")
-    else:
-        for name in ("torch", "triton", "driver"):
-            old, new = getattr(baseline, name), getattr(environment, name)
+    for what, record in (("baseline", baseline), ("known noise", case.noise)):
+        for name in VERSIONS if record else ():
+            old, new = getattr(record, name), getattr(environment, name)
             if old != new:
-                notes.append(f"The baseline was taken with {name} {old}; this run has {new}.")
+                notes.append(f"The {what} was taken with {name} {old}; this run has {new}.")
     known = [name for name in WORKLOADS if name not in run.skipped]
     if missing := len([name for name in known if name not in run.workloads]):
         notes.append(f"A part only: {missing} of the {len(known)} workloads for this device were not asked for.")

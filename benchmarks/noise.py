@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 from benchmarks import stats
-from benchmarks.results import Noise, NoiseRecord, Run, Series, expect_one
+from benchmarks.results import VERSIONS, Noise, NoiseRecord, Run, Series, expect_one, expect_versions_of
 from benchmarks.workloads import WORKLOADS
 
-SAME = ("device", "torch", "triton", "driver")  # in all runs that are learned from
+SAME = ("device", *VERSIONS)  # in all runs that are learned from
 ALONE = "fused alone"  # under which a noise record keeps what is known of times
 LEAST_PROCESSES = 6  # that a pair's noise is taken from; how many there were counts where it is used
 Key = tuple[str, str, str]  # workload, clock, pair
@@ -31,7 +31,8 @@ def learned(runs: Sequence[Run], known: NoiseRecord | None = None) -> NoiseRecor
 
     Raises:
         ValueError: one run is there twice, of another device or version than the others, of a commit beside another, of
-            edited code, or with a wrong result; or there are too few processes of every pair.
+            edited code, or with a wrong result; or there are too few processes of every pair; or what would be kept of
+            `known` was measured with another version.
     """
     expect_one(SAME, runs)
     first = runs[0].environment
@@ -51,19 +52,24 @@ def learned(runs: Sequence[Run], known: NoiseRecord | None = None) -> NoiseRecor
     entries = _entries([_logs(run) for run in runs])
     if not entries:
         raise ValueError(f"records: expected {LEAST_PROCESSES} processes of a pair in all; got fewer of every pair")
+    record = NoiseRecord(
+        first.device, runs[0].created, first.commit, first.torch, first.triton, first.driver, entries
+    )  # fmt: skip
     if known is not None and known.device == first.device:
-        _add_known(entries, known)
+        _add_known(record, known)
     ordered = {name: entries[name] for name in WORKLOADS if name in entries}
-    return NoiseRecord(first.device, runs[0].created, first.commit, ordered)
+    return dataclasses.replace(record, entries=ordered)
 
 
-def _add_known(entries: dict[str, dict[str, dict[str, Noise]]], known: NoiseRecord) -> None:
+def _add_known(record: NoiseRecord, known: NoiseRecord) -> None:
     for workload in known.entries.keys() & WORKLOADS.keys():
         for clock, pairs in known.entries[workload].items():
-            found = entries.setdefault(workload, {}).setdefault(clock, {})
+            found = record.entries.setdefault(workload, {}).setdefault(clock, {})
             for pair, noise in pairs.items():
-                source = noise.source or f"{known.commit}, {known.created}"
-                found.setdefault(pair, dataclasses.replace(noise, source=source))
+                if pair not in found:
+                    expect_versions_of(known, record)
+                    source = noise.source or f"{known.commit}, {known.created}"
+                    found[pair] = dataclasses.replace(noise, source=source)
 
 
 def _logs(run: Run) -> dict[Key, list[float]]:

@@ -39,6 +39,7 @@ class Record(Strict):
 
 
 Microseconds = Annotated[float, Field(ge=1e-3, le=1e10)]  # a nanosecond to three hours: nothing else was measured
+VERSIONS = ("torch", "triton", "driver")  # that figures depend on
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
@@ -249,11 +250,14 @@ class NoiseRecord(Record):
     """What runs of the same code against itself showed on one device model."""
 
     KIND = "noise"
-    VERSION = 1
+    VERSION = 2
 
     device: str
     created: str  # this and the commit: of the runs that were learned from last
     commit: str | None
+    torch: str
+    triton: str | None
+    driver: str | None
     entries: dict[str, dict[str, dict[str, Noise]]]  # workload, clock, and what beside what: see `noise.pair_name`
 
     def of(self, workload: str, clock: str, pair: str) -> Noise | None:
@@ -320,6 +324,21 @@ class Baseline(Record):
 
     def of(self, workload: str, clock: str, beside: str) -> BaselineEntry | None:
         return self.entries.get(workload, {}).get(clock, {}).get(beside)
+
+
+def expect_versions_of(older: Baseline | NoiseRecord, new: Baseline | NoiseRecord) -> None:
+    """That what `new` keeps of `older` was measured with its versions.
+
+    Raises:
+        ValueError: it was not; the message says which, and both.
+    """
+    for name in VERSIONS:
+        here, there = getattr(new, name), getattr(older, name)
+        if here != there:
+            raise ValueError(
+                "records: expected a `run` and a `compare` of all of today's workloads, because what they lack "
+                f"stays as it is in the {older.KIND}, which is of {name} {there}; got {name} {here}"
+            )
 
 
 def expect_one(names: Sequence[str], runs: Sequence[Run]) -> None:

@@ -82,7 +82,7 @@ def make_noise(device: float = 0.003, call: float = 0.015, workload: str = NAME)
         clock: {pair: Noise(deviation, 41) for pair in pairs}
         for clock, deviation in (("device_us", device), ("call_us", call))
     }
-    return NoiseRecord(GPU.device, "2026-11-23", "a" * 40, {workload: clocks})
+    return NoiseRecord(GPU.device, "2026-11-23", "a" * 40, GPU.torch, GPU.triton, GPU.driver, {workload: clocks})
 
 
 SPREAD = (0.998, 0.999, 1.001, 1.002)

@@ -116,7 +116,9 @@ def test_what_a_history_would_show_follows_from_its_scatter() -> None:
 def test_the_smallest_slowdown_is_the_gates_where_the_noise_of_the_machine_is_known() -> None:
     speedup = curve_of(noisy(30), Series("m", "b.track_speedup", ("w", "device_us"), "x", False))
     noise = Noise(0.004, 30)
-    record = NoiseRecord("M", "2026-01-01", None, {"w": {"device_us": {"fused beside base fused": noise}}})
+    record = NoiseRecord(
+        "M", "2026-01-01", None, "2", None, None, {"w": {"device_us": {"fused beside base fused": noise}}}
+    )
     policy = Policy()
     expected = stats.detectable(noise, session.PROCESSES["cuda"], 0.0, policy.look_error(), policy.power)
     all_commits = [Commit(point.commit, "2026-01-01", "s") for point in speedup.points]

@@ -274,9 +274,12 @@ def test_a_part_of_the_workloads_is_called_a_part():
     assert not [note for note in judge_(every, POLICY, None).notes if "A part" in note]
 
 
-def test_older_software_of_the_baseline_is_named():
-    notes = judge_(make_run(steady()), POLICY, make_baseline(torch="2.10.0")).notes
+def test_older_software_of_the_baseline_and_of_the_noise_is_named():
+    noise = dataclasses.replace(make_noise(), driver="570.1")
+    notes = judge_(make_run(steady()), POLICY, make_baseline(torch="2.10.0"), noise=noise).notes
     assert "The baseline was taken with torch 2.10.0; this run has 2.11.0." in notes
+    assert "The known noise was taken with driver 570.1; this run has 580.1." in notes
+    assert not [note for note in judge_(make_run(steady()), POLICY, make_baseline()).notes if "was taken with" in note]
 
 
 def test_many_comparisons_need_more_evidence_for_a_regression():

@@ -43,7 +43,7 @@ def test_what_is_known_of_other_pairs_stays():
     pairs = {"fused beside base fused": Noise(0.5, 30), "fused beside reference": Noise(0.4, 30)}
     gone = "1x1x1-fp32-100"  # no workload of today
     entries = {name: {"device_us": dict(pairs)} for name in (NAME, OTHER, gone)}
-    older = NoiseRecord(GPU.device, "2026-01-01", "f" * 40, entries)
+    older = NoiseRecord(GPU.device, "2026-01-01", "f" * 40, GPU.torch, GPU.triton, GPU.driver, entries)
     noise = learned([run], older)
     assert noise.commit == GPU.commit
     assert noise.of(NAME, "device_us", "fused beside base fused") == learned([run]).of(
@@ -56,6 +56,10 @@ def test_what_is_known_of_other_pairs_stays():
     assert learned([_same_code(30, device=1.02)], noise).of(OTHER, "device_us", "fused beside base fused") == kept
     elsewhere = dataclasses.replace(older, device="NVIDIA Other")
     assert learned([run], elsewhere) == learned([run])
+    updated = dataclasses.replace(older, driver="1")
+    with pytest.raises(ValueError, match="stays as it is in the noise, which is of driver 1; got driver 580.1"):
+        learned([run], updated)
+    assert learned([run], dataclasses.replace(updated, entries={})) == learned([run])  # nothing of it is kept
 
 
 def test_noise_is_learned_of_a_clean_commit_with_right_results_alone():
