@@ -15,6 +15,7 @@ import importlib
 import subprocess
 import sys
 import types
+import warnings
 import zipfile
 from collections.abc import Callable
 from importlib import metadata
@@ -100,7 +101,9 @@ def load_sglang() -> types.ModuleType:
                 setattr(module, attribute, type(attribute, (), {}))
             sys.modules[name] = module
         sys.modules["sglang.srt.utils"].is_npu = lambda: False  # type: ignore[attr-defined]
-    return importlib.import_module("sglang.srt.dllm.algorithm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SGLang's, about what this machine has not
+        return importlib.import_module("sglang.srt.dllm.algorithm")
 
 
 @functools.cache

@@ -324,6 +324,31 @@ def test_the_configuration_is_kept(tmp_path):
     assert again.config.compatible is True
 
 
+def test_the_configuration_is_kept_by_whatever_is_made_of_it():
+    shipped, fused = pair(block_length=8, threshold=0.6, editing_threshold=0.4)
+    made = type(fused).from_config(shipped.config)
+    for again in (
+        type(fused).from_config(made.config),
+        type(fused).from_config(made.config, compatible=True),
+        type(shipped).from_config(made.config),
+    ):
+        for name in ("block_length", "threshold", "editing_threshold"):
+            assert again.config[name] == shipped.config[name]
+
+
+def test_a_pipeline_that_was_saved_is_loaded_with_its_scheduler(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    _, fused = pair(block_length=8)
+    pipe = diffusers.LLaDA2Pipeline(model=transformers.LlamaForCausalLM(config), scheduler=fused)
+    pipe.save_pretrained(tmp_path)
+    again = diffusers.LLaDA2Pipeline.from_pretrained(tmp_path).scheduler
+    assert type(again) is type(fused)
+    assert again.config.block_length == 8
+
+
 @pytest.mark.gpu
 def test_a_step_waits_for_nothing():
     _, fused = pair()

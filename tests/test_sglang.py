@@ -1,12 +1,13 @@
 """The plug-in's steps beside those of SGLang's unmodified algorithm files, which come out of its released wheel.
 
-What these import beside each other and PyTorch is a stand-in (`benchmarks.engines`): SGLang's dependencies are a CUDA
-build of several gigabytes. No server runs here.
+Where SGLang is not installed, what these import beside each other and PyTorch is a stand-in (`benchmarks.engines`): its
+dependencies are a CUDA build of several gigabytes. No server runs here.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 import os
@@ -140,7 +141,7 @@ def test_random_steps(algorithms, name, defects, vocabularies, least_steps, reco
         thresholds = [options["threshold"]]
         if name == "JointThreshold":
             options["edit_threshold"] = draw.choice.choice((0, 0.4, 0.8))
-            options["max_post_edit_steps"] = draw.choice.choice((0, 1, 3))
+            options["max_post_edit_steps"] = draw.choice.choice((-1, 0, 0.5, 1, 3))
             options["penalty_lambda"] = draw.choice.choice((0, 1.5))
             options["vectorized_decoding"] = draw.choice.random() < 0.3
             thresholds.append(options["edit_threshold"])
@@ -320,9 +321,9 @@ def test_replacing_the_shipped_ones(algorithms, monkeypatch, caplog):
         assert caplog.messages == []
         monkeypatch.setenv(sglang.REPLACE, "1")
         sglang.register()
-        assert caplog.messages == [
-            f"DLLM_KERNELS_REPLACE_SHIPPED=1: {name} is dllm-kernels' Fused{name}" for name in NAMES
-        ]
+        for name in NAMES:
+            build(algorithms[name])
+        assert caplog.messages == [f"dllm-kernels' Fused{name} decodes" for name in NAMES]
         assert {name: algorithms[name].__name__ for name in NAMES} == {name: f"Fused{name}" for name in NAMES}
         assert algorithms["JointThresholdInDel"] is shipped["JointThresholdInDel"]
     finally:
@@ -359,12 +360,43 @@ def test_sglang_finds_the_plug_in(algorithms, tmp_path):
         return done.stdout
 
     told = output("1")
-    assert "LowConfidence is dllm-kernels' FusedLowConfidence" in told
     assert "Executed general plugin: dllm_kernels" in told
     assert told.splitlines()[-1].count("FusedLowConfidence") == 2
     told = output("true")
     assert "Failed to execute general plugin: dllm_kernels" in told
     assert told.splitlines()[-1].count("FusedLowConfidence") == 1
+
+
+SERVER = """
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.server_args import prepare_server_args
+arguments = prepare_server_args(
+    ["--model-path", {model!r}, "--dllm-algorithm", {name!r}, "--dllm-algorithm-config", {config!r}, "--device", "cpu",
+     "--load-format", "dummy", "--skip-tokenizer-init"]
+)
+arguments.resolve_once()
+from sglang.srt.dllm.algorithm.base import DllmAlgorithm
+found = DllmAlgorithm.from_server_args(arguments)
+print(type(found).__module__, type(found).__name__, found.block_size, found.mask_id, found.threshold)
+"""
+MODEL = {
+    "architectures": ["LLaDA2MoeModelLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 157184,
+    "max_position_embeddings": 4096, "head_dim": 16, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not engines.is_installed("sglang"), reason="needs SGLang itself, not some files of its wheel")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_servers_command_line_names_the_plug_in(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps(MODEL))
+    config = tmp_path / "config.yaml"
+    config.write_text("threshold: 0.75\n")
+    program = SERVER.format(model=str(tmp_path), name=f"Fused{name}", config=str(config))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-5:] == ["dllm_kernels.integrations.sglang", f"Fused{name}", "32", "156895", "0.75"]
 
 
 @pytest.mark.parametrize("found", ["0.5.99", "0.5.23.post1", "0.5.23.post1+cu130"])

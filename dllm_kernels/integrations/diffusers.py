@@ -25,6 +25,7 @@ from diffusers.schedulers.scheduling_block_refinement import (  # noqa: E402
     BlockRefinementScheduler,
     BlockRefinementSchedulerOutput,
 )
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: E402, F401 - by it a saved pipeline is loaded
 
 
 class FusedBlockRefinementScheduler(BlockRefinementScheduler):
@@ -49,7 +50,13 @@ class FusedBlockRefinementScheduler(BlockRefinementScheduler):
         minimal_topk: int = 1,
         compatible: bool = False,
     ) -> None:
-        super().__init__(block_length, num_inference_steps, threshold, editing_threshold, minimal_topk)
+        super().__init__(
+            block_length=block_length,
+            num_inference_steps=num_inference_steps,
+            threshold=threshold,
+            editing_threshold=editing_threshold,
+            minimal_topk=minimal_topk,
+        )
         self._counts: list[int] | None = None
 
     def set_timesteps(

@@ -32,7 +32,8 @@ REPLACE = "DLLM_KERNELS_REPLACE_SHIPPED"  # environment variable: 1 puts these c
 
 def register() -> None:
     """Add the algorithms to those that SGLang knows; if the environment variable `REPLACE` is 1, under the shipped
-    names as well, which SGLang's log then tells.
+    names as well. Nothing is logged, because SGLang calls this before it sets its log up; an algorithm does when it is
+    made.
 
     Raises:
         ValueError: the variable is neither 0 nor 1. The algorithms are known by their own names all the same.
@@ -45,9 +46,7 @@ def register() -> None:
         raise ValueError(f"{REPLACE}: expected 0 or 1; got {replace!r}")
     if replace == "1":
         for fused in fused_classes:
-            shipped = fused.__name__.removeprefix("Fused")
-            algorithm.algo_name_to_cls[shipped] = fused
-            logger.info("%s=1: %s is dllm-kernels' %s", REPLACE, shipped, fused.__name__)
+            algorithm.algo_name_to_cls[fused.__name__.removeprefix("Fused")] = fused
 
 
 class FusedLowConfidence(LowConfidence):
@@ -58,6 +57,7 @@ class FusedLowConfidence(LowConfidence):
         _check_numbers(threshold=self.threshold)
         self.compatible = _is_compatible(config)
         self._flags = _HostFlags()
+        _tell(self)
 
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
         logits, input_ids = _blocks(self, forward_batch, full_logits)
@@ -103,6 +103,7 @@ class FusedJointThreshold(JointThreshold):
         self.compatible = _is_compatible(config)
         self.vectorized_decoding = self._use_shared_state = False
         self._flags = _HostFlags()
+        _tell(self)
 
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
         if not states:
@@ -121,7 +122,7 @@ class FusedJointThreshold(JointThreshold):
             if state["finished"]:
                 continue
             state["post_edit_steps"] += not had_mask
-            state["finished"] = not has_change or state["post_edit_steps"] > self.max_post_edit_steps
+            state["finished"] = not has_change or (not had_mask and state["post_edit_steps"] > self.max_post_edit_steps)
         return [state["finished"] for state in states]
 
     def _closed(self, prompt_mask: Tensor, masked: Tensor, states: list[dict[str, Any]]) -> Tensor:
@@ -129,7 +130,7 @@ class FusedJointThreshold(JointThreshold):
         edits.
         """
         finished = [state["finished"] for state in states]
-        spent = [state["post_edit_steps"] >= self.max_post_edit_steps for state in states]
+        spent = [state["post_edit_steps"] + 1 > self.max_post_edit_steps for state in states]
         if not any(finished) and not any(spent):
             return prompt_mask
         is_finished, is_spent = _on_device([finished, spent], masked.device)
@@ -183,6 +184,11 @@ def _wait(device: torch.device) -> None:
     """For the flags: the one synchronisation of a step."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
+
+
+def _tell(decoder: Any) -> None:
+    """In SGLang's log, whose command line may hold the shipped name."""
+    logger.info("dllm-kernels' %s decodes", type(decoder).__name__)
 
 
 def _is_compatible(config: Any) -> bool:
