@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _call_under_profiler(options.ncu, options.seed)
         if options.plot:
             _check_picture(options.plot)
+            whole.expect_writable("--plot", options.plot)
         if options.json:
             whole.expect_writable("--json", options.json)
         shown = results.load(results.KernelTable, options.show) if options.show else _measured(options)

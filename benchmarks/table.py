@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import limits, workloads
+from benchmarks import limits, whole, workloads
 from benchmarks.implementations import BLOCK_BY_BLOCK
 from benchmarks.report import microseconds, versions
 from benchmarks.results import KernelTable
@@ -196,7 +196,7 @@ def _footnotes(sheet: Sheet) -> Iterator[str]:
 
 def plot(table: KernelTable, path: Path) -> None:
     """Speedup over the reference and share of the limit, per workload, as PNG or SVG by the path's ending; the file is
-    written.
+    written whole or not at all.
 
     Raises:
         OSError: the file cannot be written.
@@ -233,8 +233,8 @@ def plot(table: KernelTable, path: Path) -> None:
     checked = "" if table.checked else "; results NOT checked"
     figure.suptitle(f"{table.environment.device}, {table.created[:10]}{checked}\n{versions(table)}", color=INK)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, labelcolor=INK)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with whole.file(path) as part:
+        figure.savefig(part, format=path.suffix[1:], dpi=150)
 
 
 def _points(axes: Axes, values: Sequence[float | None], name: str, style: dict[str, Any]) -> None:

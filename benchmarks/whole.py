@@ -26,13 +26,17 @@ def file(path: Path) -> Iterator[Path]:
 
 
 def expect_writable(option: str, path: Path) -> None:
-    """Before minutes of measuring, that a file can be written there.
+    """Before minutes of measuring, that a file can be written there, and takes the place of a file or of nothing.
 
     Raises:
         ValueError: it cannot; the message names the option.
     """
+    if path.is_symlink():  # the file would take its place, and where it points to would stay as it was
+        raise ValueError(f"{option}: expected a file; {path} is a link: name what it points to")
     if path.is_dir():
         raise ValueError(f"{option}: expected a file; {path} is a folder")
+    if path.exists() and not path.is_file():  # of /dev/null, whoever may replace it would leave a file
+        raise ValueError(f"{option}: expected a file; {path} is a device, a pipe or a socket")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

@@ -297,6 +297,22 @@ def test_the_picture_is_drawn(tmp_path, ending, start, capsys):
     assert f"Picture: {picture}" in capsys.readouterr().out
 
 
+def test_a_picture_that_cannot_be_drawn_leaves_the_one_that_was_there(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+
+    def half(self, path, **_):
+        Path(path).write_text("half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(figure.Figure, "savefig", half)
+    results.save(gpu_table(), tmp_path / "table.json")
+    picture = tmp_path / "table.svg"
+    picture.write_text("before")
+    assert cli.main(["--show", str(tmp_path / "table.json"), "--plot", str(picture)]) == 2
+    assert picture.read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table.json", "table.svg"]
+
+
 # The command line
 
 
@@ -311,6 +327,10 @@ def test_the_picture_is_drawn(tmp_path, ending, start, capsys):
         (["--workload", SMALL, "--peer", f"{__file__}"], "error: --peer: expected FILE.py:FUNCTION"),
         (["--workload", SMALL, "--peer", f"{ROOT / 'tests' / 'calls.py'}:none"], "error: --peer: expected calls.py to"),
         (["--workload", SMALL, "--plot", "table.pdf"], "error: --plot: expected a file that ends in .png or .svg"),
+        (
+            ["--workload", SMALL, "--plot", f"{__file__}/table.svg"],
+            "error: --plot: expected a file that can be written",
+        ),
         (["--show", "none.json"], "error: none.json: cannot be read"),
     ],
 )

@@ -38,6 +38,21 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["record.json", "site"]
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    """A pipe, for what must not be tried with a device."""
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link", tmp_path / "file"
+    os.mkfifo(pipe)
+    file.write_text("before")
+    link.symlink_to(file)
+    for path, kind in ((pipe, "a device, a pipe or a socket"), (link, "a link"), (tmp_path, "a folder")):
+        with pytest.raises(ValueError, match=f"--json: expected a file; {path} is {kind}"):
+            whole.expect_writable("--json", path)
+    for path in (file, tmp_path / "new" / "file"):
+        whole.expect_writable("--json", path)
+    assert pipe.is_fifo()
+    assert file.read_text() == "before"
+
+
 def test_a_folder_is_replaced_with_all_that_was_in_it(tmp_path: Path) -> None:
     site = tmp_path / "site"
     for name in ("old.html", "new.html"):
