@@ -103,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="fresh processes a side to measure in (default 3 on a GPU, 5 without)",
     )
-    measuring.add_argument("--seed", type=int, default=0, help="of inputs and of the order in pairs (default 0)")
+    measuring.add_argument(
+        "--seed", type=session.seed, default=0, help="of inputs and of the order in pairs (default 0)"
+    )
     measuring.add_argument("--output", type=Path, default=OUTPUT / "latest.json", metavar="FILE", help="the record")
     judging = argparse.ArgumentParser(add_help=False)
     judging.add_argument("--require-baseline", action="store_true", help="no baseline for this device is an error")

@@ -83,7 +83,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "updates input_ids alone; may be repeated",
     )  # fmt: skip
     parser.add_argument("--skip-correctness", action="store_true", help="time what may be wrong; the output says so")
-    parser.add_argument("--seed", type=int, default=0, help="of inputs and of the order of turns (default 0)")
+    parser.add_argument("--seed", type=session.seed, help="of inputs and of the order of turns (default 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record, with every sample")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it, as .png or .svg")
     options = parser.parse_args(arguments)
@@ -91,6 +91,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--show and --ncu measure no table: --peer, --skip-correctness and --json are not for them")
     if options.ncu and options.plot:
         parser.error("--ncu measures no table: --plot is not for it")
+    if options.show and options.seed is not None:
+        parser.error("--show measures nothing: --seed is not for it")
+    options.seed = options.seed or 0
     return options
 
 

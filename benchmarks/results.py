@@ -221,7 +221,7 @@ class KernelTable(Record):
     seed: int
     environment: Environment
     checked: bool  # False if results were not held against the reference
-    workloads: tuple[str, ...]
+    workloads: Annotated[tuple[str, ...], Field(min_length=1)]
     skipped: tuple[str, ...]  # that this machine leaves out
     implementations: tuple[str, ...]
     peers: dict[str, str]  # SHA-256 of the files of those that were brought from outside
@@ -234,6 +234,11 @@ class KernelTable(Record):
 
     def __post_init__(self) -> None:
         datetime.datetime.fromisoformat(self.created)
+        told = {one.workload for one in self.times} | {one.workload for one in self.absences}
+        if silent := [name for name in self.workloads if name not in told]:
+            raise ValueError(
+                f"times: expected some of each workload, or an absence that says why not; got none of {silent[0]}"
+            )
 
 
 @dataclass(frozen=True)

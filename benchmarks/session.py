@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,21 @@ BASELINES = Path(__file__).with_name("baselines")
 PROCESSES = {"cuda": 3, "cpu": 5}  # of each side
 MORE_PROCESSES = 3  # for workloads in doubt, at every further look
 LINE_SECONDS = 15.0  # between lines of progress in a log
+
+
+def seed(text: str) -> int:
+    """Of --seed: what PyTorch's generators take, with room for what a process adds to it.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**63 - 1; got {text!r}")
+    return number
 
 
 def judged(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -286,6 +287,22 @@ def test_a_record_keeps_every_field_and_refuses_another(tmp_path):
         results.load(KernelTable, path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"times": []}, f"times: expected some of each workload, or an absence that says why not; got none of {COLD}"),
+        ({"workloads": []}, "workloads: "),
+    ],
+)
+def test_a_record_without_times_says_why_or_is_refused(tmp_path, capsys, changes, message):
+    path = tmp_path / "table.json"
+    results.save(gpu_table(times=()), path)  # the formula is not captured, and told so
+    assert cli.main(["--show", str(path)]) == 0
+    path.write_text(json.dumps({**json.loads(path.read_text()), "absences": [], **changes}))
+    assert cli.main(["--show", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
 def test_the_picture_is_drawn(tmp_path, ending, start, capsys):
     pytest.importorskip("matplotlib")
@@ -349,11 +366,21 @@ def test_a_peer_that_cannot_be_imported_or_is_given_twice_exits_2(tmp_path, peer
     assert "expected each name once" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", ["--show a --quick", "--show a --peer b.py:f", "--ncu a --plot b.png"])
+@pytest.mark.parametrize(
+    "arguments", ["--show a --quick", "--show a --peer b.py:f", "--show a --seed 0", "--ncu a --plot b.png"]
+)
 def test_options_that_exclude_each_other_exit_2(arguments):
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments.split())
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("seed", ["99999999999999999999999", "-1", "2.5"])
+def test_a_seed_that_no_generator_takes_is_refused(capsys, seed):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--seed", seed])
+    assert stopped.value.code == 2
+    assert f"argument --seed: expected a whole number from 0 to 2**63 - 1; got '{seed}'" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(HAS_GPU, reason="needs a machine without a GPU")

@@ -51,7 +51,7 @@ def add_command(commands: Any, output: Path) -> None:
     parser.add_argument("--tokens", type=int, metavar="N", help="to generate, at most (default 256; word problems 64)")
     parser.add_argument("--threshold", type=float, default=0.95, help="of acceptance (default 0.95)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="of every mode (default 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, prompts and order (default 0)")
+    parser.add_argument("--seed", type=session.seed, default=0, help="of weights, prompts and order (default 0)")
     parser.add_argument("--output", type=Path, default=output / "e2e.json", metavar="FILE", help="the record")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.set_defaults(command=_e2e)
