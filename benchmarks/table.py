@@ -72,9 +72,9 @@ class Sheet:
         return self.speedup(implementation, limits.FLOOR, self.floor_clocks[0])
 
     def gb_per_s(self, implementation: str) -> float | None:
-        """At which the logits of the masked rows are read, if nothing else is."""
+        """At which the logits of the masked rows are read, if nothing else is; none where none is masked."""
         us = self.median_us(implementation, self.floor_clocks[0])
-        return None if us is None else self.workload.bytes_read / us / 1e3
+        return None if us is None or not self.workload.masked_rows else self.workload.bytes_read / us / 1e3
 
     def above_floor(self, implementation: str, clock: str) -> tuple[float, float] | None:
         """Microseconds, and how many times the floor's."""
@@ -185,7 +185,9 @@ def _footnotes(sheet: Sheet) -> Iterator[str]:
         outcome = "not timed in a graph" if one.kind == "not captured" else f"{one.kind.upper()}, not timed"
         yield f"{mark} {one.implementation}: {outcome}: {one.detail}"
     if search := sheet.table.floor_searches.get(sheet.workload.name):
-        yield f"floor: {min(search, key=search.__getitem__)}, the fastest of {len(search)} ways to read the logits once"
+        ways = f"the fastest of {len(search)} ways to read the logits once"
+        nothing = "as there is nothing to be read"
+        yield f"floor: {min(search, key=search.__getitem__)}, {ways if sheet.workload.masked_rows else nothing}"
     disturbed = [one.clock for one in sheet.table.times if one.workload == sheet.workload.name and not one.quiet]
     for clock in dict.fromkeys(disturbed):
         yield f"{clock}: other work on this machine disturbed too many samples; do not rely on these"

@@ -46,8 +46,8 @@ class Workload:
 
     @property
     def masked_rows(self) -> int:
-        """Per block; at least one."""
-        return max(1, round(self.block_length * self.masked_percent / 100))
+        """Per block; at least one, unless none is asked for."""
+        return max(1, round(self.block_length * self.masked_percent / 100)) if self.masked_percent else 0
 
     @property
     def bytes_read(self) -> int:
@@ -201,8 +201,8 @@ def parse(name: str) -> Workload:
     *shape, dtype, percent, warm = match.groups()
     if dtype not in BYTES:
         raise ValueError(f"workload {name}: expected logits of {', '.join(BYTES)}; got {dtype!r}")
-    if not 1 <= int(percent) <= 100:
-        raise ValueError(f"workload {name}: expected 1 to 100 percent of positions masked; got {percent}")
+    if not 0 <= int(percent) <= 100:
+        raise ValueError(f"workload {name}: expected 0 to 100 percent of positions masked; got {percent}")
     batch, block_length, vocab = map(int, shape)
     return Workload(batch, block_length, vocab, dtype, int(percent), warm is not None)
 

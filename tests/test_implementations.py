@@ -50,6 +50,10 @@ def test_torchs_readers_read_the_masked_rows():
     torch.testing.assert_close(found["torch.sum"](logits, None, 0, 0.5), logits[:, :3].sum(-1))
 
 
+def test_on_a_gpu_the_floor_of_reading_nothing_is_a_launch():
+    assert list(limits.readers(0, SimpleNamespace(is_cuda=True))) == [limits.EMPTY_KERNEL]
+
+
 def test_the_floors_kernels_find_the_maxima():
     """In a process of its own: the interpreter has to be asked for before Triton is imported."""
     program = """

@@ -105,6 +105,17 @@ def test_show_prints_the_same_table_and_measures_nothing(tmp_path, monkeypatch, 
     assert capsys.readouterr().out == measured
 
 
+def test_a_call_that_has_nothing_to_do_is_measured(tmp_path, capsys):
+    path, workload = tmp_path / "table.json", "2x4x1500-fp32-0"
+    assert run("--json", path, workload=workload) == 0
+    record = results.load(KernelTable, path)
+    assert {one.implementation for one in record.times} == {*record.implementations, *record.limits}
+    assert table.Sheet(record, workload).gb_per_s("fused") is None
+    printed = capsys.readouterr().out
+    assert f"{workload}: 0 bytes to be read" in printed
+    assert ", as there is nothing to be read" in printed
+
+
 @pytest.mark.parametrize(("skip", "code"), [((), 1), (("--skip-correctness",), 0)])
 def test_a_wrong_peer_is_named_and_not_timed_unless_that_is_asked_for(tmp_path, peers, capsys, skip, code):
     path = tmp_path / "table.json"

@@ -166,6 +166,18 @@ def test_whose_result_is_wrong_is_noted(head_passes):
     assert not measure._check_of(TINY.name, 0, replies).base_alone, "head has another specification"
 
 
+def test_a_confidence_that_is_no_number_is_wrong(tiny):
+    bench = Bench(TINY.name, 0)
+
+    def leaves_nan(*arguments, confidence=None, **outputs):
+        dllm_kernels.dllm_post_process_reference(*arguments, confidence=confidence, **outputs)
+        if confidence is not None:
+            confidence[bench.prepared == tiny.mask_id] = torch.nan
+
+    bench.implementations["fused"] = leaves_nan
+    assert bench.check()["detail"] == "a confidence is nan off the reference"
+
+
 def test_an_undecidable_row_excuses_its_own_block_only(tiny, monkeypatch):
     bench = Bench(TINY.name, 0)
     bench.draws = bench.draws[:1]

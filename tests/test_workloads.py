@@ -51,9 +51,12 @@ def test_inputs_are_seeded_masked_and_realistic():
     assert ((top > 0.05) & (top < 0.9)).float().mean() > 0.3
 
 
-def test_at_least_one_position_is_masked():
+def test_at_least_one_position_is_masked_unless_none_is_asked_for():
     assert WORKLOADS["1x32x157184-bf16-6"].masked_rows == 2
     assert Workload(1, 4, 100, "fp16", 6).masked_rows == 1
+    none = parse("1x4x100-fp16-0")
+    assert (none.masked_rows, none.bytes_read) == (0, 0)
+    assert not (make_inputs(none, "cpu", seed=1)[1] == none.mask_id).any()
 
 
 def test_bytes_are_those_of_the_masked_rows():
@@ -62,7 +65,14 @@ def test_bytes_are_those_of_the_masked_rows():
 
 
 @pytest.mark.parametrize(
-    "name", ["2x16x32000-bf16-50", "1x1x1-fp32-1-warm", "128x32x157184-fp16-100", *workloads.operations()]
+    "name",
+    [
+        "2x16x32000-bf16-50",
+        "1x32x128000-fp16-0-warm",
+        "1x1x1-fp32-1-warm",
+        "128x32x157184-fp16-100",
+        *workloads.operations(),
+    ],
 )
 def test_a_name_is_read_as_it_is_written(name):
     assert parse(name).name == name
@@ -84,8 +94,7 @@ def test_a_name_says_what_it_is_of():
         ("2x16x32000-bf16-50-cold", "expected blocks x positions x vocabulary"),
         ("2x16x32000-bf16--5", "expected blocks x positions x vocabulary"),
         ("2x16x32000-int8-50", "expected logits of fp16, bf16, fp32; got 'int8'"),
-        ("2x16x32000-bf16-0", "expected 1 to 100 percent of positions masked; got 0"),
-        ("2x16x32000-bf16-101", "expected 1 to 100 percent of positions masked; got 101"),
+        ("2x16x32000-bf16-101", "expected 0 to 100 percent of positions masked; got 101"),
     ],
 )
 def test_a_name_that_is_none_is_refused_with_the_reason(name, message):
