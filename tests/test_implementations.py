@@ -14,6 +14,7 @@ import torch
 import dllm_kernels
 from benchmarks import implementations, limits, workloads
 from benchmarks.workloads import Workload
+from dllm_kernels import gpu
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,6 +49,18 @@ def test_torchs_readers_read_the_masked_rows():
     found = limits.readers(3, logits)
     assert torch.equal(found["torch.amax"](logits, None, 0, 0.5), logits[:, :3].amax(-1))
     torch.testing.assert_close(found["torch.sum"](logits, None, 0, 0.5), logits[:, :3].sum(-1))
+
+
+@pytest.mark.parametrize("blocks", [1, 8, 16, 32, 64, 128, 256])
+def test_the_floors_kernels_split_rows_as_far_as_the_operation_does(blocks):
+    """On a GPU of 132 processors; without more ways to search than of few rows."""
+    rows = blocks * 32
+    programs = gpu.PROGRAMS_PER_PROCESSOR * 132
+    most = programs if rows < programs else gpu.ROUNDS * programs
+    splits = 2 ** (max(1, min(8, most // rows)).bit_length() - 1)
+    found = limits.maxima_kernels(32, torch.empty(blocks, 32, 157184, device="meta"))
+    assert [name for name in found if f" {splits} shares a row" in name]
+    assert len(found) <= 30
 
 
 def test_on_a_gpu_the_floor_of_reading_nothing_is_a_launch():
