@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     import triton.language as tl
     from torch import Tensor
 
-# How fast a device model reads from its memory: `torch.sum` over logits larger than its caches, on the device's clock.
-# Measured once, so that a series of shares of it moves with the kernel alone: torch 2.11.0+cu130, the H100 on
-# 2026-11-23, the H200 on 2026-11-28.
-READ_GB_PER_S = {"NVIDIA H100 80GB HBM3": 3060.0, "NVIDIA H200": 4350.0}
+# How fast a device model reads from its memory: the floor of 128x32x157184-fp32-100 on the device's clock, in the
+# records of 2026-11-28 in benchmarks/evidence, torch 2.11.0+cu130. Noted once, so that a series of shares of it moves
+# with the kernel alone. On an H200, `torch.sum` reads 4350 to 4410.
+READ_GB_PER_S = {"NVIDIA H100 80GB HBM3": 3060.0, "NVIDIA H200": 4570.0}
 
 FLOOR, EMPTY_KERNEL, PLAIN_CALL = "floor", "empty kernel", "x.add_(1)"
 
 WARPS, SHARES, UNROLL = (4, 8), (1, 2, 4, 8, 16), (2, 4, 8)
 # Of a launch with rows cut into shares. Many, because the last programs to start leave less of the GPU idle the shorter
-# they are: 128x32x157184 fp32, whose rows the kernel halves, took it 835 us on an H100 where whole rows were read in 841.
+# they are: 128x32x157184 fp32, whose rows the kernel halves, took it 835 us on an H100, where whole rows were read in
+# 841.
 MOST_PROGRAMS = 2**14
 
 

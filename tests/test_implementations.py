@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dllm_kernels
-from benchmarks import implementations, limits, workloads
+from benchmarks import implementations, limits, results, table, workloads
 from benchmarks.workloads import Workload
 from dllm_kernels import gpu
 
@@ -61,6 +61,17 @@ def test_the_floors_kernels_split_rows_as_far_as_the_operation_does(blocks):
     found = limits.maxima_kernels(32, torch.empty(blocks, 32, 157184, device="meta"))
     assert [name for name in found if f" {splits} shares a row" in name]
     assert len(found) <= 30
+
+
+@pytest.mark.parametrize("device", limits.READ_GB_PER_S)
+def test_how_fast_a_device_reads_is_what_its_record_shows(device):
+    """Within what one record and the next may differ by."""
+    path = ROOT / "benchmarks" / "evidence" / f"kernel-{results.device_slug(device)}.json"
+    record = results.load(results.KernelTable, path)
+    sheets = (table.Sheet(record, f"128x32x157184-{dtype}-100") for dtype in ("bf16", "fp32"))
+    for sheet in sheets:
+        assert sheet.floor_clocks[0] == "device_us"
+        assert sheet.gb_per_s(limits.FLOOR) == pytest.approx(limits.READ_GB_PER_S[device], rel=0.02)
 
 
 def test_on_a_gpu_the_floor_of_reading_nothing_is_a_launch():
