@@ -61,8 +61,8 @@ def peer(place: str) -> Implementation:
     sys.modules[spec.name] = module  # where dataclasses and torch.compile look for it
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise ValueError(f"--peer: {path.name} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # a stranger's file: it may raise anything, or leave
+        raise ValueError(f"--peer: {path.name} cannot be imported: {type(error).__name__}: {error}") from error
     step = getattr(module, function, None)
     if not callable(step):
         raise ValueError(f"--peer: expected {path.name} to have a function {function!r}; it has none")

@@ -49,6 +49,16 @@ def uninstalled(logits, input_ids, mask_id, threshold):
 
 def choosy(logits, input_ids, mask_id, threshold):
     raise ValueError("expected one block")
+
+def broken(logits, input_ids, mask_id, threshold):
+    {}["kernel"]
+
+def leaving(logits, input_ids, mask_id, threshold):
+    raise SystemExit(3)
+
+def writing(logits, input_ids, mask_id, threshold):
+    good(logits, input_ids, mask_id, threshold)
+    logits.zero_()
 """
 
 
@@ -136,6 +146,8 @@ def test_a_wrong_peer_is_named_and_not_timed_unless_that_is_asked_for(tmp_path, 
         ("out_of_memory", "OutOfMemoryError: no room for it"),
         ("uninstalled", "ModuleNotFoundError: No module named 'package_that_nobody_has'"),
         ("choosy", "ValueError: expected one block"),
+        ("broken", "KeyError: 'kernel'"),
+        ("leaving", "SystemExit: 3"),
     ],
 )
 def test_a_peer_that_fails_is_named_and_the_rest_goes_on(tmp_path, peers, capsys, name, message):
@@ -145,6 +157,15 @@ def test_a_peer_that_fails_is_named_and_the_rest_goes_on(tmp_path, peers, capsys
     timed = {one.implementation for one in results.load(KernelTable, path).times}
     assert timed >= {"fused", "reference", "peers.good"}
     assert f"peers.{name}" not in timed
+
+
+def test_a_peer_that_writes_the_logits_is_wrong(tmp_path, peers, capsys):
+    path = tmp_path / "table.json"
+    assert run("--peer", f"{peers}:writing", "--peer", f"{peers}:good", "--json", path) == 1
+    assert "peers.writing: WRONG, not timed: it writes the logits" in capsys.readouterr().out
+    timed = {one.implementation for one in results.load(KernelTable, path).times}
+    assert timed >= {"fused", "reference", "peers.good"}
+    assert "peers.writing" not in timed
 
 
 @pytest.mark.parametrize("name", ["dllm_post_process_fused", "dllm_post_process_reference"])
@@ -368,11 +389,23 @@ def test_what_cannot_be_done_exits_2_before_anything_is_measured(monkeypatch, ca
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_a_peer_that_cannot_be_imported_or_is_given_twice_exits_2(tmp_path, peers, capsys):
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("import package_that_nobody_has", "ModuleNotFoundError: No module named 'package_that_nobody_has'"),
+        ("f = = 1", "SyntaxError: "),
+        ("{}[1]", "KeyError: 1"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+    ],
+)
+def test_a_peer_that_cannot_be_imported_exits_2(tmp_path, capsys, line, error):
     broken = tmp_path / "broken.py"
-    broken.write_text("import package_that_nobody_has\n")
+    broken.write_text(f"{line}\n")
     assert run("--peer", f"{broken}:f") == 2
-    assert "broken.py cannot be imported: No module named 'package_that_nobody_has'" in capsys.readouterr().err
+    assert f"error: --peer: broken.py cannot be imported: {error}" in capsys.readouterr().err
+
+
+def test_a_peer_that_is_given_twice_exits_2(peers, capsys):
     assert run("--peer", f"{peers}:good", "--peer", f"{peers}:good") == 2
     assert "expected each name once" in capsys.readouterr().err
 

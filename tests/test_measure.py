@@ -166,6 +166,25 @@ def test_whose_result_is_wrong_is_noted(head_passes):
     assert not measure._check_of(TINY.name, 0, replies).base_alone, "head has another specification"
 
 
+def test_logits_that_an_implementation_writes_are_restored(tiny):
+    bench = Bench(TINY.name, 0)
+    before = bench.draws[0].clone()
+
+    def writes(logits, *_):
+        logits.zero_()
+
+    def writes_and_fails(logits, *_):
+        logits.fill_(torch.nan)
+        raise KeyError
+
+    bench.implementations |= {"writes": writes, "writes and fails": writes_and_fails}
+    assert bench.disagreement("writes") == "it writes the logits"
+    assert bench.draws[0].equal(before)
+    with pytest.raises(KeyError):
+        bench.disagreement("writes and fails")
+    assert bench.draws[0].equal(before)
+
+
 def test_a_confidence_that_is_no_number_is_wrong(tiny):
     bench = Bench(TINY.name, 0)
 

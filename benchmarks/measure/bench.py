@@ -190,14 +190,22 @@ class Bench:
 
     def disagreement(self, implementation: str) -> str:
         """How it differs from the reference on the inputs to be timed, outside the undecidable band; empty where it
-        does not. Of fused, candidates and confidences are held against the reference's too."""
+        does not. Of fused, candidates and confidences are held against the reference's too. Logits that another one
+        writes are restored: all are given the same."""
         if implementation == "fused":
             reply = self.check()
             return "" if reply["passed"] else str(reply["detail"])
         for logits in self.draws:
             expected_ids, expected_p, _ = self._outcome("reference", logits)
             self.ids.copy_(self.prepared)
-            self._call(implementation, logits)
+            kept = logits.clone()
+            try:
+                self._call(implementation, logits)
+                writes = not self.torch.equal(logits, kept)
+            finally:
+                logits.copy_(kept)
+            if writes:
+                return "it writes the logits"
             if wrong := wrong_ids(self.ids, expected_ids, expected_p):
                 return f"{wrong} ids differ from the reference"
         return ""

@@ -9,7 +9,6 @@ and a plain call of PyTorch. Whatever fails is named, and the rest goes on.
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import os
 import random
 import statistics
@@ -35,6 +34,9 @@ from benchmarks.results import INPUTS, Absence, Block, Environment, KernelTable,
 TURNS_A_BLOCK = {"device_us": 80, "call_us": 75, "graph_us": 20}
 MAX_SECONDS = 3.0  # of a block, after which no further turn is started
 SEARCH_SAMPLES = 5  # of each way to read the logits
+# What an implementation may end with: it may be a stranger's, whose code raises anything or leaves, and what was
+# measured of the others is not to be lost with it.
+FAILURES = (Exception, SystemExit)
 
 
 def measure_table(
@@ -148,7 +150,7 @@ class _Table:
                 bench.sample(name, 1)
                 return True
             disagreement = bench.disagreement(name)
-        except _failures() as error:
+        except FAILURES as error:
             self._absent(bench.workload.name, name, "failed", error)
             return False
         if disagreement:
@@ -229,17 +231,6 @@ class _Table:
         for name, values in (kept if quiet else every).items():
             self.times.append(Times(workload, name, clock, tuple(values), quiet))
 
-    def _absent(self, workload: str, name: str, kind: Kind, reason: str | Exception) -> None:
-        text = f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else reason
+    def _absent(self, workload: str, name: str, kind: Kind, reason: str | BaseException) -> None:
+        text = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
         self.absences.append(Absence(workload, name, kind, " ".join(text.split())[:300]))
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What an implementation may fail with: PyTorch's errors, also of compiling and of memory; a package or compiler
-    that is missing; shapes that it refuses; and Triton's of compiling."""
-    found: tuple[type[Exception], ...] = (RuntimeError, ImportError, OSError, TypeError, ValueError)
-    if importlib.util.find_spec("triton"):
-        import triton
-
-        found += (triton.TritonError,)
-    return found
