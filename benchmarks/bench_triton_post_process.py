@@ -1,8 +1,10 @@
 """The kernel beside others that do the same step, and beside what none can be faster than.
 
-Results come first: what does not leave the reference's ids on the very inputs to be timed is named and not timed.
+Results come first: what does not leave the reference's ids on the very inputs to be timed is named and not timed. They
+come last, too: of what does not leave them any more, the times are dropped.
 
-Exit codes: 0 measured, 1 a result is wrong or fused, the reference or the inputs failed, 2 usage or environment error.
+Exit codes: 0 measured, 1 a result is wrong or fused, the reference, a limit or the inputs failed, 2 usage or
+environment error.
 """
 
 from __future__ import annotations
@@ -149,7 +151,7 @@ def _check_picture(path: Path) -> None:
 
 def _exit_code(shown: results.KernelTable) -> int:
     """A wrong peer counts; one that fails does not."""
-    ours = ("fused", "reference", results.INPUTS)
+    ours = ("fused", "reference", results.INPUTS, *shown.limits)
     grave = [
         one for one in shown.absences if one.kind == "wrong" or (one.kind == "failed" and one.implementation in ours)
     ]

@@ -182,7 +182,7 @@ def _number(value: float | None, form: str) -> str:
 def _footnotes(sheet: Sheet) -> Iterator[str]:
     for number, one in enumerate(sheet.absences, start=1):
         mark = str(number).translate(SUPERSCRIPTS)
-        outcome = "not timed in a graph" if one.kind == "not captured" else f"{one.kind.upper()}, not timed"
+        outcome = "not timed in a graph" if one.kind == "not captured" else f"{one.kind.upper()}, no times"
         yield f"{mark} {one.implementation}: {outcome}: {one.detail}"
     if search := sheet.table.floor_searches.get(sheet.workload.name):
         ways = f"the fastest of {len(search)} ways to read the logits once"

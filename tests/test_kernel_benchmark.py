@@ -17,7 +17,9 @@ import dllm_kernels
 from benchmarks import bench_triton_post_process as cli
 from benchmarks import implementations, limits, results, table, workloads
 from benchmarks.implementations import BLOCK_BY_BLOCK, Implementation
+from benchmarks.measure import CALLS
 from benchmarks.measure import table as measuring
+from benchmarks.measure.bench import Bench
 from benchmarks.results import Absence, Block, GpuState, KernelTable, Times
 from benchmarks.workloads import parse
 from tests.conftest import HAS_GPU
@@ -55,6 +57,19 @@ def broken(logits, input_ids, mask_id, threshold):
 
 def leaving(logits, input_ids, mask_id, threshold):
     raise SystemExit(3)
+
+seen = set()  # draws of the logits, of which a check has each once
+
+def tiring(logits, input_ids, mask_id, threshold):
+    if logits.data_ptr() not in seen:
+        seen.add(logits.data_ptr())
+        good(logits, input_ids, mask_id, threshold)
+
+def breaking(logits, input_ids, mask_id, threshold):
+    if logits.data_ptr() in seen:
+        raise KeyError("again")
+    seen.add(logits.data_ptr())
+    good(logits, input_ids, mask_id, threshold)
 
 def writing(logits, input_ids, mask_id, threshold):
     good(logits, input_ids, mask_id, threshold)
@@ -135,7 +150,7 @@ def test_a_wrong_peer_is_named_and_not_timed_unless_that_is_asked_for(tmp_path, 
     timed = {one.implementation for one in record.times}
     assert timed >= {"fused", "reference"}
     assert ("peers.wrong" in timed) is bool(skip)
-    assert ("peers.wrong: WRONG, not timed: " in printed) is not skip
+    assert ("peers.wrong: WRONG, no times: " in printed) is not skip
     assert ("ids differ from the reference" in printed) is not bool(skip)
     assert ("NOT CHECKED" in printed) is bool(skip)
 
@@ -153,16 +168,77 @@ def test_a_wrong_peer_is_named_and_not_timed_unless_that_is_asked_for(tmp_path, 
 def test_a_peer_that_fails_is_named_and_the_rest_goes_on(tmp_path, peers, capsys, name, message):
     path = tmp_path / "table.json"
     assert run("--peer", f"{peers}:{name}", "--peer", f"{peers}:good", "--json", path) == 0
-    assert f"peers.{name}: FAILED, not timed: {message}" in capsys.readouterr().out
+    assert f"peers.{name}: FAILED, no times: {message}" in capsys.readouterr().out
     timed = {one.implementation for one in results.load(KernelTable, path).times}
     assert timed >= {"fused", "reference", "peers.good"}
     assert f"peers.{name}" not in timed
 
 
+@pytest.mark.parametrize(
+    ("name", "warm_up", "code", "message"),
+    [
+        ("tiring", True, 1, "WRONG, no times: after it was timed: "),
+        ("breaking", True, 0, "FAILED, no times: before it was timed: KeyError: 'again'"),
+        ("breaking", False, 0, "FAILED, no times: while it was timed: KeyError: 'again'"),
+    ],
+)
+def test_what_is_right_at_first_and_not_later_has_no_times(
+    tmp_path, peers, monkeypatch, capsys, name, warm_up, code, message
+):
+    """And costs no other its own, which are there once."""
+    if not warm_up:
+        monkeypatch.setattr(Bench, "warm_up", lambda _: {})
+    path = tmp_path / "table.json"
+    assert run("--peer", f"{peers}:{name}", "--peer", f"{peers}:good", "--json", path) == code
+    assert f"peers.{name}: {message}" in capsys.readouterr().out
+    record = results.load(KernelTable, path)
+    timed = [one.implementation for one in record.times if one.clock == "call_us"]
+    assert sorted(timed) == sorted({*record.implementations, *record.limits} - {f"peers.{name}"})
+    assert f"peers.{name}" not in {one.implementation for one in record.times}
+
+
+@pytest.mark.parametrize(("culprit", "code"), [("peers.tiring", 1), ("peers.good", 2)])
+def test_a_block_that_fails_as_a_whole_is_taken_without_what_is_unsound_by_then(
+    tmp_path, peers, monkeypatch, capsys, culprit, code
+):
+    """As CUPTI says of calls that have stopped to do anything. Where all are sound, the failure is not theirs."""
+    end = Bench.end
+
+    def fails(bench):
+        if culprit in bench.implementations:
+            raise RuntimeError("CUPTI reported no GPU activity")
+        return end(bench)
+
+    monkeypatch.setattr(Bench, "end", fails)
+    path = tmp_path / "table.json"
+    assert run("--peer", f"{peers}:tiring", "--peer", f"{peers}:good", "--json", path) == code
+    if code == 2:
+        assert "error: CUPTI reported no GPU activity" in capsys.readouterr().err
+        return
+    assert "peers.tiring: WRONG, no times: after it was timed: " in capsys.readouterr().out
+    record = results.load(KernelTable, path)
+    assert {one.implementation for one in record.times} >= {"fused", "reference", "peers.good"}
+    assert [one.clock for one in record.blocks] == list(CALLS[record.environment.device_type])
+
+
+def test_whose_capture_fails_is_known():
+    class Captures:
+        implementations = dict.fromkeys(("fused", "breaking", "floor"))
+
+        def begin(self, clock, core, only):
+            if only == ["breaking"]:
+                raise KeyError("again")
+            return only
+
+    with pytest.raises(measuring._TurnError) as failed:
+        measuring._Table("cuda", None, None, (), True, 0)._begin(Captures(), "graph_us")
+    assert (failed.value.name, str(failed.value.error)) == ("breaking", "'again'")
+
+
 def test_a_peer_that_writes_the_logits_is_wrong(tmp_path, peers, capsys):
     path = tmp_path / "table.json"
     assert run("--peer", f"{peers}:writing", "--peer", f"{peers}:good", "--json", path) == 1
-    assert "peers.writing: WRONG, not timed: it writes the logits" in capsys.readouterr().out
+    assert "peers.writing: WRONG, no times: it writes the logits" in capsys.readouterr().out
     timed = {one.implementation for one in results.load(KernelTable, path).times}
     assert timed >= {"fused", "reference", "peers.good"}
     assert "peers.writing" not in timed
@@ -175,13 +251,13 @@ def test_without_fused_or_reference_it_exits_1(monkeypatch, capsys, name):
 
     monkeypatch.setattr(dllm_kernels, name, fails)
     assert run() == 1
-    assert f"{name.removeprefix('dllm_post_process_')}: FAILED, not timed: RuntimeError" in capsys.readouterr().out
+    assert f"{name.removeprefix('dllm_post_process_')}: FAILED, no times: RuntimeError" in capsys.readouterr().out
 
 
 def test_a_fused_that_is_wrong_exits_1(monkeypatch, capsys):
     monkeypatch.setattr(dllm_kernels, "dllm_post_process_fused", lambda *_, **__: None)
     assert run() == 1
-    assert "fused: WRONG, not timed: " in capsys.readouterr().out
+    assert "fused: WRONG, no times: " in capsys.readouterr().out
 
 
 def test_inputs_that_do_not_fit_are_named(monkeypatch, capsys):
@@ -190,7 +266,7 @@ def test_inputs_that_do_not_fit_are_named(monkeypatch, capsys):
 
     monkeypatch.setattr(workloads, "make_inputs", fails)
     assert run() == 1
-    assert "the inputs: FAILED, not timed: OutOfMemoryError: no room" in capsys.readouterr().out
+    assert "the inputs: FAILED, no times: OutOfMemoryError: no room" in capsys.readouterr().out
 
 
 # Graphs
@@ -215,8 +291,8 @@ class _OnAGpu:
             raise RuntimeError("in a CUDA graph, differs leaves other ids")
         self.not_captured = {"allocates": "operation not permitted"} if name == "allocates" else {}
 
-    def end(self):
-        return []
+    def abandon(self):
+        pass
 
 
 def test_what_no_graph_can_hold_is_named_with_the_reason():

@@ -287,15 +287,21 @@ class Bench:
 
     def end(self) -> list[float]:
         """The samples of a block on a clock of the GPU's, in microseconds."""
+        profile, replay_us = self.profile, self.replay_us
+        self.abandon()
+        if profile is None:
+            return replay_us
+        return device_us_of_ranges(profile.profiler.kineto_results.events(), "sample ", self.samples)
+
+    def abandon(self) -> None:
+        """End a block of which no sample counts."""
         if self.processors:
             os.sched_setaffinity(0, self.processors)
-        if self.profile is None:
-            self.graphs.clear()
-            replay_us, self.replay_us = self.replay_us, []
-            return replay_us
-        profile, self.profile = self.profile, None
-        profile.__exit__(None, None, None)
-        return device_us_of_ranges(profile.profiler.kineto_results.events(), "sample ", self.samples)
+        self.graphs.clear()
+        self.replay_us = []
+        if self.profile is not None:
+            profile, self.profile = self.profile, None
+            profile.__exit__(None, None, None)
 
     def close(self) -> None:
         """Give the memory back: other processes need it."""

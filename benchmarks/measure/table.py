@@ -3,7 +3,8 @@
 For each workload, results are held against the reference on the inputs to be timed; what is wrong is not timed. The
 fastest way to read the logits is searched for, calls are repeated until their times have settled, and then, on one
 clock after the other, everything has its turns in random order: implementations, that fastest way, an empty kernel,
-and a plain call of PyTorch. Whatever fails is named, and the rest goes on.
+and a plain call of PyTorch. Then results are held against the reference again. Whatever fails or is wrong by then is
+named and has no times, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def measure_table(
     line of text for every workload begun; `module` is the one that was started, for the record.
 
     Raises:
-        RuntimeError: CUDA or CUPTI failed outside of an implementation's first call.
+        RuntimeError: CUDA or CUPTI failed outside of an implementation's calls.
     """
     environment = Environment(**start(None)["environment"])
     gpu = machine.current_gpu()
@@ -87,6 +88,15 @@ def measure_table(
     )
 
 
+class _TurnError(Exception):
+    """What an implementation or a limit ended with in its turn."""
+
+    def __init__(self, name: str, error: BaseException) -> None:
+        super().__init__(name)
+        self.name = name
+        self.error = error
+
+
 class _Table:
     """Measures workload by workload and keeps what was found."""
 
@@ -108,6 +118,7 @@ class _Table:
         # Names, each once, in the order of first appearance.
         self.implementations: dict[str, None] = {"fused": None, "reference": None}
         self.limits: dict[str, None] = {}
+        self.timed: dict[str, implementations.Step] = {}  # of the workload at hand, what has not failed
         self.floor_searches: dict[str, dict[str, float]] = {}
         self.times: list[Times] = []
         self.absences: list[Absence] = []
@@ -134,28 +145,58 @@ class _Table:
         }
         bounds = limits.others(bench.draws[0])
         self.limits |= dict.fromkeys(bounds)
-        everything = {**sound, limits.FLOOR: self._fastest_reader(bench), **bounds}
-        bench.implementations = everything
-        bench.warm_up()
+        self.timed = {**sound, limits.FLOOR: self._fastest_reader(bench), **bounds}
+        self._warm_up(bench)
         rng = random.Random(f"{self.seed} {bench.workload.name}")
         for clock in self.clocks:
-            bench.implementations = self._capturable(bench, everything) if clock == "graph_us" else everything
+            bench.implementations = self._capturable(bench, self.timed) if clock == "graph_us" else self.timed
             self._block(bench, clock, rng)
+        self._drop_unsound(bench)
 
     def _is_sound(self, bench: Bench, name: str) -> bool:
-        """Whether it runs and, if that is asked, is right. The first call may compile, and ask for more memory than
-        there is."""
+        fault = self._fault(bench, name)
+        if fault:
+            self._absent(bench.workload.name, name, *fault)
+        return not fault
+
+    def _fault(self, bench: Bench, name: str) -> tuple[Kind, str | BaseException] | None:
+        """That it does not run or, if that is asked, is not right. The first call may compile, and ask for more memory
+        than there is."""
         try:
             if not self.checked:
                 bench.sample(name, 1)
-                return True
+                return None
             disagreement = bench.disagreement(name)
         except FAILURES as error:
-            self._absent(bench.workload.name, name, "failed", error)
-            return False
-        if disagreement:
-            self._absent(bench.workload.name, name, "wrong", disagreement)
-        return not disagreement
+            return "failed", error
+        return ("wrong", disagreement) if disagreement else None
+
+    def _drop_unsound(self, bench: Bench) -> bool:
+        """What was right at first, and is not after it was timed; whether there was any."""
+        turns, bench.implementations = bench.implementations, self.timed
+        beside = [name for name in self.timed if name in self.implementations and name != "reference"]
+        faults = {name: self._fault(bench, name) for name in beside if "reference" in self.timed}
+        bench.implementations = turns
+        for name, fault in faults.items():
+            if fault:
+                self._drop(bench, name, *fault, when="after it was timed: ")
+        return any(faults.values())
+
+    def _drop(self, bench: Bench, name: str, kind: Kind, reason: str | BaseException, when: str) -> None:
+        """It is not timed any more, and none of its times is kept."""
+        workload = bench.workload.name
+        for some in (self.timed, bench.implementations):
+            some.pop(name, None)
+        self.times = [one for one in self.times if (one.workload, one.implementation) != (workload, name)]
+        self._absent(workload, name, kind, reason, when)
+
+    def _warm_up(self, bench: Bench) -> None:
+        for name, step in list(self.timed.items()):
+            bench.implementations = {name: step}
+            try:
+                bench.warm_up()
+            except FAILURES as error:
+                self._drop(bench, name, "failed", error, when="before it was timed: ")
 
     def _fastest_reader(self, bench: Bench) -> implementations.Step:
         """On the clock that it is least disturbed on: inside a graph; without a GPU, that of the call."""
@@ -174,41 +215,47 @@ class _Table:
     def _capturable(self, bench: Bench, everything: dict[str, implementations.Step]) -> dict[str, implementations.Step]:
         """Those whose calls a CUDA graph can hold. One that waits is not tried: PyTorch does not recover from that."""
         found = {}
-        waits = {name: bench.wait_of(name) for name in everything}
         for name, step in everything.items():
-            reason: str | Exception = ""
-            if wait := waits[name]:
-                reason = f"its call waits for the GPU ({wait})"
-            else:
-                bench.implementations = {name: step}
-                try:
-                    bench.begin("graph_us")
-                    reason = bench.not_captured.get(name, "")
-                except RuntimeError as error:  # its replay leaves other ids
-                    reason = error
-                bench.end()
-            if reason:
+            bench.implementations = {name: step}
+            if reason := _why_not_captured(bench, name):
                 self._absent(bench.workload.name, name, "not captured", reason)
             else:
                 found[name] = step
         return found
 
     def _block(self, bench: Bench, clock: str, rng: random.Random) -> None:
+        """Of all that the bench has; begun again without what fails meanwhile."""
+        while True:
+            try:
+                return self._turns(bench, clock, rng)
+            except _TurnError as failed:
+                bench.abandon()
+                self._drop(bench, failed.name, "failed", failed.error, when="while it was timed: ")
+            except RuntimeError:  # CUPTI's, too, where calls have stopped to do anything
+                bench.abandon()
+                if not self._drop_unsound(bench):
+                    raise
+
+    def _turns(self, bench: Bench, clock: str, rng: random.Random) -> None:
         name = bench.workload.name
         calls = 1 if bench.workload.bytes_read > ALONE_BYTES else self.clocks[clock]
-        ready = bench.begin(clock, self.core)
+        ready = self._begin(bench, clock)
         order: list[str] = []
         replies: list[tuple[float, float, int, int]] = []
         deadline = time.monotonic() + MAX_SECONDS
         turns = 0
         while turns < TURNS_A_BLOCK[clock] and (turns < MIN_TURNS or time.monotonic() < deadline):
             for implementation in rng.sample(ready, len(ready)):
-                replies += bench.sample(implementation, calls)
+                try:
+                    replies += bench.sample(implementation, calls)
+                except FAILURES as error:
+                    raise _TurnError(implementation, error) from error
                 order += [implementation] * calls
             turns += 1
         state = self.gpu.state([os.getpid()]) if self.gpu else None
+        ended = bench.end()
         self.blocks.append(Block(name, 0, clock, state.fault if state else "", state))
-        if ended := bench.end():
+        if ended:
             self._keep(name, clock, order, ended)
             return
         # A call whose threads waited for a processor was measured together with what took it.
@@ -216,6 +263,17 @@ class _Table:
         self._keep(name, "call_us", order, [call_us for call_us, *_ in replies], calm)
         if self.gpu:
             self._keep(name, "host_us", order, [host_us for _, host_us, *_ in replies], calm)
+
+    def _begin(self, bench: Bench, clock: str) -> list[str]:
+        if clock != "graph_us":
+            return bench.begin(clock, self.core)
+        ready = []
+        for name in bench.implementations:  # one by one, to know whose capture fails
+            try:
+                ready = bench.begin(clock, self.core, [name])
+            except FAILURES as error:
+                raise _TurnError(name, error) from error
+        return ready
 
     def _keep(
         self, workload: str, clock: str, order: Sequence[str], us: Iterable[float], calm: Sequence[bool] = ()
@@ -231,6 +289,19 @@ class _Table:
         for name, values in (kept if quiet else every).items():
             self.times.append(Times(workload, name, clock, tuple(values), quiet))
 
-    def _absent(self, workload: str, name: str, kind: Kind, reason: str | BaseException) -> None:
+    def _absent(self, workload: str, name: str, kind: Kind, reason: str | BaseException, when: str = "") -> None:
         text = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
-        self.absences.append(Absence(workload, name, kind, " ".join(text.split())[:300]))
+        self.absences.append(Absence(workload, name, kind, " ".join(f"{when}{text}".split())[:300]))
+
+
+def _why_not_captured(bench: Bench, name: str) -> str | BaseException:
+    """Empty where a CUDA graph can hold its calls."""
+    try:
+        if wait := bench.wait_of(name):
+            return f"its call waits for the GPU ({wait})"
+        bench.begin("graph_us")
+        return bench.not_captured.get(name, "")
+    except FAILURES as error:  # its replay leaves other ids, too
+        return error
+    finally:
+        bench.abandon()
