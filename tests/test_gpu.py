@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import gc
 import threading
+from unittest import mock
 
 import pytest
 import torch
 
-from dllm_kernels import dllm_post_process_fused, dllm_post_process_reference, gpu, warmup, workspace, workspace_size
+from dllm_kernels import (
+    checks,
+    dllm_post_process_fused,
+    dllm_post_process_reference,
+    gpu,
+    warmup,
+    workspace,
+    workspace_size,
+)
 from tests.calls import ALL_OUTPUTS, call, make_case, poisoned_outputs
 
 pytestmark = pytest.mark.gpu
@@ -215,18 +224,42 @@ def test_100_000_repetitions_agree(shape):
     assert expected_ids.cpu().equal(_expected(case))
 
 
+# (B, L, V). Few rows are cut into as many shares as run at once, so they are the smaller part; three times a round.
+MANY_ROWS = ((64, 32, 1000), (16, 128, 5003), (700, 3, 2048), (8, 256, 30_000), (2048, 1, 777), (20, 32, 40_000))
+FEW_ROWS = ((4, 32, 20_011), (1, 32, 128_000), (2, 32, 50_257))
+
+
+@pytest.fixture
+def plans():
+    """Those of all layouts that are met."""
+    made = []
+    make_plan = gpu._Plan
+    checks.check_layout.cache_clear()
+    with mock.patch.object(gpu, "_Plan", side_effect=lambda *given: made.append(make_plan(*given)) or made[-1]):
+        yield made
+    checks.check_layout.cache_clear()
+
+
+def _cut(plan):
+    """Which rows, by whether their first tile is read early, and into how many shares each is cut."""
+    (programs, _, _), *_ = plan.launches
+    length, early = plan.scalars[0], plan.constants[4]
+    return "few" if early else "many", "whole" if programs == length else "in shares"
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_a_million_rows_agree_with_float64(dtype, record_property):
+def test_a_million_rows_agree_with_float64(dtype, record_property, plans):
     """In all, a third each dtype. Blocks in the undecidable band may go either way; they are counted."""
     generator = torch.Generator("cuda").manual_seed(6)
     rows = undecided = 0
     while rows < 340_000:
-        for shape in ((64, 32, 1000), (16, 128, 5003), (700, 3, 2048), (8, 256, 30_000), (2048, 1, 777)):
+        for shape in MANY_ROWS + 3 * FEW_ROWS:
             undecided += _undecided_blocks(_random_case(shape, dtype, generator))
             rows += shape[0] * shape[1]
     record_property("rows", rows)
     record_property("undecided_blocks", undecided)
     assert undecided < rows / 1000
+    assert {_cut(plan) for plan in plans} >= {("few", "in shares"), ("many", "in shares"), ("many", "whole")}
 
 
 def _random_case(shape, dtype, generator):
