@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import results, session
 from benchmarks.machine_code import WHAT, Code, change, read, together
@@ -28,27 +28,57 @@ from benchmarks.machine_code import WHAT, Code, change, read, together
 # Capabilities"); each processor has 65536 registers, which a warp takes in units of 256.
 RESIDENT = {"sm_80": (64, 32), "sm_90": (64, 32), "sm_100": (64, 32), "sm_120": (48, 24)}
 REGISTERS, REGISTER_UNIT = 65536, 256
+PROCESSORS = 132  # that the GPU is taken to have: on the few of Triton's interpreter, one long block is many rows
 ONLY_COMPILED = "gfx942"  # AMD: that it compiles is all that is asked
-# Dtype of the logits, vocabulary, whether with every optional argument, whether with rows enough to fill a
-# GPU, edit threshold.
-VARIANTS = {
-    f"{dtype}, {rows}, {'all options' if options else 'no options'}": (dtype, vocab, options, False, None)
-    for dtype in ("float16", "bfloat16", "float32")
-    for vocab, rows in ((157184, "rows on 16 bytes"), (50257, "rows on any byte"))
-    for options in (False, True)
-} | {
-    "bfloat16, short rows, no options": ("bfloat16", 1000, False, False, None),
-    "bfloat16, many rows, no options": ("bfloat16", 157184, False, True, None),
-    "float32, many rows, no options": ("float32", 157184, False, True, None),
-    "bfloat16, edits, no other options": ("bfloat16", 157184, False, False, 0.5),
-    "bfloat16, edits, all options": ("bfloat16", 157184, True, False, 0.5),
-    "float32, edits, no other options": ("float32", 157184, False, False, 0.5),
-    "float32, edits, all options": ("float32", 157184, True, False, 0.5),
-    "bfloat16, edits, many rows, no other options": ("bfloat16", 157184, False, True, 0.5),
-    "float32, many rows, all options": ("float32", 157184, True, True, None),
-    "float32, edits, many rows, all options": ("float32", 157184, True, True, 0.5),
-}
-PLAIN_VARIANTS = tuple(name for name in VARIANTS if name.endswith(", no options"))
+
+
+class Variant(NamedTuple):
+    """A call of the operation, as far as the compiler sees a difference."""
+
+    dtype: str  # of the logits
+    vocab: int = 157184
+    options: bool = False  # every optional argument but the edit threshold
+    many_rows: bool = False  # enough to fill a GPU
+    edit_threshold: float | None = None
+    block_length: int = 32
+    ids: str = "int64"
+
+
+VARIANTS = (
+    {
+        f"{dtype}, {rows}, {'all options' if options else 'no options'}": Variant(dtype, vocab, options)
+        for dtype in ("float16", "bfloat16", "float32")
+        for vocab, rows in ((157184, "rows on 16 bytes"), (50257, "rows on any byte"))
+        for options in (False, True)
+    }
+    | {
+        "bfloat16, short rows, no options": Variant("bfloat16", 1000),
+        "bfloat16, many rows, no options": Variant("bfloat16", many_rows=True),
+        "float32, many rows, no options": Variant("float32", many_rows=True),
+        "bfloat16, edits, no other options": Variant("bfloat16", edit_threshold=0.5),
+        "bfloat16, edits, all options": Variant("bfloat16", options=True, edit_threshold=0.5),
+        "float32, edits, no other options": Variant("float32", edit_threshold=0.5),
+        "float32, edits, all options": Variant("float32", options=True, edit_threshold=0.5),
+        "bfloat16, edits, many rows, no other options": Variant("bfloat16", many_rows=True, edit_threshold=0.5),
+        "float32, many rows, all options": Variant("float32", options=True, many_rows=True),
+        "float32, edits, many rows, all options": Variant("float32", options=True, many_rows=True, edit_threshold=0.5),
+        "bfloat16, int32 ids, all options": Variant("bfloat16", options=True, ids="int32"),
+    }
+    | {
+        # The longest blocks whose rows are dealt, and longer ones, which take other branches.
+        f"bfloat16, blocks of {length}, {rows} rows, {'all options' if options else 'no options'}": Variant(
+            "bfloat16", options=options, many_rows=rows == "many", block_length=length
+        )
+        for length in (256, 300)
+        for rows in ("few", "many")
+        for options in (False, True)
+    }
+)
+SLOTS = "slots, blocks of 32"
+# Of which history has a series each.
+PLAIN_VARIANTS = tuple(
+    name for name, variant in VARIANTS.items() if name.endswith(", no options") and variant.block_length == 32
+)
 
 
 @dataclass(frozen=True)
@@ -106,24 +136,15 @@ def _faults(arch: str, before: Code, now: Code) -> Iterator[str]:
         yield f"{registers}, so {blocks_now} blocks fit on a processor instead of {blocks_before}"
 
 
-def compile_all(arch: str) -> dict[str, Code]:
-    """Every variant for one architecture; of AMD's, no figures."""
-    codes = {}
-    for name, variant in _variants():
-        kernels = compiled(arch, variant)
-        if arch in RESIDENT:
-            codes[name] = together(read(cubin_of(kernel)) for kernel in kernels)
-    return codes
+def code_of(arch: str, name: str) -> Code:
+    """A variant's figures on an architecture of NVIDIA's."""
+    return together(read(cubin_of(kernel)) for kernel in compiled(arch, calls()[name]))
 
 
 def figures(arch: str, names: Iterable[str]) -> dict[str, dict[str, int]]:
     """Of the variants that the installed package's kernels can be compiled in; its launcher may be older than this."""
     try:
-        calls = dict(_variants())
-        return {
-            name: dataclasses.asdict(together(read(cubin_of(kernel)) for kernel in compiled(arch, calls[name])))
-            for name in names
-        }
+        return {name: dataclasses.asdict(code_of(arch, name)) for name in names}
     except (ImportError, AttributeError, TypeError) as error:  # what another launcher answers this one's call with
         print(f"no figures of compiled code: {type(error).__name__}: {error}", file=sys.stderr)
         return {}
@@ -164,37 +185,40 @@ def cubin_of(kernel: Any) -> Path:
     return Path(next(path for file, path in kernel.metadata_group.items() if file.endswith(".cubin")))
 
 
-def _variants() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Name and call of each."""
-    import torch
-
-    for name, (dtype, vocab, options, many_rows, edits) in VARIANTS.items():
-        yield (
-            name,
-            functools.partial(call, getattr(torch, dtype), vocab, options, many_rows=many_rows, edit_threshold=edits),
-        )
+def calls() -> dict[str, Callable[[], None]]:
+    """What launches the kernels of each variant, by name."""
+    return {**{name: functools.partial(call, variant) for name, variant in VARIANTS.items()}, SLOTS: advance}
 
 
-def call(
-    dtype: Any, vocab: int, options: bool, *, many_rows: bool = False, edit_threshold: float | None = None
-) -> None:
-    """One block, with every optional argument but `edit_threshold` or with none; or as many as fill a GPU by
-    themselves.
-    """
+def call(variant: Variant) -> None:
+    """One block, or as many as fill a GPU by themselves."""
     import torch
 
     from dllm_kernels import gpu
 
-    blocks = -(-gpu.programs_at_once(torch.device("cpu")) // 32) if many_rows else 1
-    logits = torch.empty(1, 32, vocab, dtype=dtype).expand(blocks, -1, -1)
-    ids = torch.empty(blocks, 32, dtype=torch.int64)
-    edits = {} if edit_threshold is None else {"edit_threshold": edit_threshold}  # old commits have no such argument
-    if not options:
+    gpu.INTERPRETED_PROCESSORS = PROCESSORS
+    length = variant.block_length
+    blocks = -(-gpu.programs_at_once(torch.device("cpu")) // length) if variant.many_rows else 1
+    logits = torch.empty(1, length, variant.vocab, dtype=getattr(torch, variant.dtype)).expand(blocks, -1, -1)
+    ids = torch.empty(blocks, length, dtype=getattr(torch, variant.ids))
+    # Old commits have no such argument.
+    edits = {} if variant.edit_threshold is None else {"edit_threshold": variant.edit_threshold}
+    if not variant.options:
         gpu.post_process(logits, ids, 5, 0.9, None, (), (None, None, None, None), None, {}, **edits)
         return
     bools = torch.empty_like(ids, dtype=torch.bool)
-    outputs = (torch.empty(1, 32), ids.clone(), bools.clone(), torch.empty(1, dtype=torch.int32))
+    outputs = (torch.empty(1, length), ids.clone(), bools.clone(), torch.empty(1, dtype=torch.int32))
     gpu.post_process(logits, ids, 5, torch.empty(1), bools, (1,), outputs, None, {}, **edits)
+
+
+def advance() -> None:
+    """Of some slots; a token may end their sequences."""
+    import torch
+
+    from dllm_kernels.decode.slots import Slots
+    from dllm_kernels.gpu.advance import advance as launch
+
+    launch(Slots.empty(4, 32, 64, torch.device("cpu")), 5, 6)
 
 
 class _Driver:
@@ -248,18 +272,25 @@ def _codegen(options: argparse.Namespace) -> int:
 
 
 def _compile_everywhere() -> dict[str, dict[str, Code]]:
-    """Each architecture in a process of its own."""
-    archs = [*RESIDENT, ONLY_COMPILED]
+    names = list(calls())
+    jobs = [(arch, name) for arch in (*RESIDENT, ONLY_COMPILED) for name in names]
     with (
-        session.progress("Compiling", len(archs)) as progress,
-        ProcessPoolExecutor(min(len(archs), os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool,
+        session.progress("Compiling", len(jobs)) as progress,
+        ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool,
     ):
-        futures = {pool.submit(compile_all, arch): arch for arch in archs}
-        done = {}
+        futures = {pool.submit(_compile, *job): job for job in jobs}
+        done: dict[tuple[str, str], Any] = {}
         for future in as_completed(futures):
-            progress(f"{futures[future]} compiled")
+            progress(", ".join(futures[future]))
             done[futures[future]] = future.result()
-    return {arch: done[arch] for arch in RESIDENT}
+    return {arch: {name: done[arch, name] for name in names} for arch in RESIDENT}
+
+
+def _compile(arch: str, name: str) -> Code | None:
+    if arch in RESIDENT:
+        return code_of(arch, name)
+    compiled(arch, calls()[name])
+    return None
 
 
 def table(found: Codegen) -> str:

@@ -7,28 +7,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 
-import torch
-
 from benchmarks import codegen, machine_code
-from dllm_kernels.decode.slots import Slots
-from dllm_kernels.gpu.advance import advance
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", required=True)
-    parser.add_argument("--dtype", default="float16")
-    parser.add_argument("--vocab", type=int, default=157184)
-    parser.add_argument("--options", action="store_true", help="with every optional argument")
-    parser.add_argument("--advance", action="store_true", help="the kernel that takes slots on to their next block")
+    parser.add_argument("arch")
+    parser.add_argument("variant", choices=codegen.calls())
     chosen = parser.parse_args()
-    call = functools.partial(codegen.call, getattr(torch, chosen.dtype), chosen.vocab, chosen.options)
-    if chosen.advance:
-        call = functools.partial(advance, Slots.empty(4, 32, 64, torch.device("cpu")), 156895, 156892)
-    (kernel,) = codegen.compiled(chosen.arch, call)
+    (kernel,) = codegen.compiled(chosen.arch, codegen.calls()[chosen.variant])
     cubin = codegen.cubin_of(kernel)
     texts = {name: kernel.asm[name] for name in ("ttir", "ptx")}
     code = dataclasses.asdict(machine_code.read(cubin))
