@@ -2,7 +2,7 @@
 
 Every variant of the kernels is compiled as the launcher itself would have it compiled, and its figures are held against
 reviewed ones of the same Triton version: registers that spill, a vector load that was lost, a barrier that is gone, or
-registers that leave room for fewer blocks on a processor are faults.
+room for fewer warps on a processor are faults.
 """
 
 from __future__ import annotations
@@ -130,10 +130,12 @@ def _faults(arch: str, before: Code, now: Code) -> Iterator[str]:
     for name in ("barriers", "own_barriers"):
         if getattr(now, name) < getattr(before, name):
             yield f"a barrier is gone: {change(name, before, now)}"
-    blocks_before, blocks_now = resident_blocks(arch, before), resident_blocks(arch, now)
-    if blocks_now < blocks_before:
-        registers = change("registers", before, now)
-        yield f"{registers}, so {blocks_now} blocks fit on a processor instead of {blocks_before}"
+    warps_before, warps_now = (code.warps * resident_blocks(arch, code) for code in (before, now))
+    if warps_now < warps_before:
+        causes = [
+            change(name, before, now) for name in ("registers", "warps") if getattr(before, name) != getattr(now, name)
+        ]
+        yield f"{', '.join(causes)}, so {warps_now} warps fit on a processor instead of {warps_before}"
 
 
 def code_of(arch: str, name: str) -> Code:
@@ -296,9 +298,9 @@ def _compile(arch: str, name: str) -> Code | None:
 def table(found: Codegen) -> str:
     """Every kernel's figures."""
     heads = [name.removesuffix("_bytes") for name in WHAT]
-    lines = [f"Triton {found.triton}; {ONLY_COMPILED} compiles too", f"{'':52}{'  '.join(heads)}  blocks a processor"]
+    lines = [f"Triton {found.triton}; {ONLY_COMPILED} compiles too", f"{'':57}{'  '.join(heads)}  blocks a processor"]
     for arch, kernels in found.kernels.items():
         for name, code in kernels.items():
             cells = [f"{getattr(code, figure):>{len(head)}}" for figure, head in zip(WHAT, heads, strict=True)]
-            lines.append(f"{arch + ', ' + name:52}{'  '.join(cells)}  {resident_blocks(arch, code):>18}")
+            lines.append(f"{arch + ', ' + name:57}{'  '.join(cells)}  {resident_blocks(arch, code):>18}")
     return "\n".join(lines)

@@ -224,8 +224,9 @@ PLANTED = {
     "a lost barrier of long blocks": (
         "tl.debug_barrier()  # another thread may have", "#", LONG, "a barrier is gone: barriers of its own 3 to 2",
     ),
-    "fewer blocks": (
-        "=8, vectors=2, early=True", "=16, vectors=2, early=True", SHORT, "blocks fit on a processor instead of",
+    "fewer warps": (
+        "=8, vectors=2, early=True", "=16, vectors=2, early=True", SHORT,
+        "warps a block 8 to 16, so 32 warps fit on a processor instead of 40",
     ),
 }  # fmt: skip
 
@@ -253,6 +254,22 @@ def test_a_kernel_that_is_missing_or_new_is_a_fault():
     assert codegen.faults(both, one) == ["sm_90, b: reviewed, and no longer there"]
     assert codegen.faults(one, both) == ["sm_90, b: new, and not reviewed"]
     assert codegen.faults(dataclasses.replace(one, kernels={}), one) == ["sm_90, a: new, and not reviewed"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        # Registers and warps a block.
+        ((48, 8), (49, 8), ["registers 48 to 49, so 32 warps fit on a processor instead of 40"]),
+        ((55, 4), (52, 8), ["registers 55 to 52, warps a block 4 to 8, so 32 warps fit on a processor instead of 36"]),
+        ((55, 4), (55, 8), ["warps a block 4 to 8, so 32 warps fit on a processor instead of 36"]),
+        ((55, 4), (48, 8), []),
+        ((48, 8), (55, 4), ["registers 48 to 55, warps a block 8 to 4, so 36 warps fit on a processor instead of 40"]),
+    ],
+)
+def test_fewer_warps_on_a_processor_are_a_fault_and_fewer_blocks_are_none(before, now, told):
+    before, now = (_codegen({"a": _code(registers=registers, warps=warps)}) for registers, warps in (before, now))
+    assert codegen.faults(before, now) == [f"sm_90, a: {fault}" for fault in told]
 
 
 def test_better_figures_are_no_fault():
