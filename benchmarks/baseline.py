@@ -1,7 +1,7 @@
 """A baseline from records that pass: what later runs on the same model of GPU are held against. Pure.
 
 A record of one commit holds fused beside the reference of its process, a comparison beside the reference of base's: on
-an H100 the two speedups differ by up to 4 %, so each is held against what was measured its way.
+an H200's call clock the two speedups differ by up to a fifth, so each is held against what was measured its way.
 """
 
 from __future__ import annotations
