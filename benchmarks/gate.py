@@ -435,8 +435,9 @@ def _next_step(run: Run, doubt: Verdict) -> str:
     if doubt.more_may_decide:
         if doubt.ratio and doubt.ratio.high == math.inf:
             return "measure in two processes or more (`--processes`): one has no interval where its noise is not known"
-        more = "in more processes (`--processes`), " if doubt.ratio else ""
-        return f"measure again, {more}on a calm machine (`python -m benchmarks doctor`)"
+        if doubt.ratio:
+            return "measure again, in more processes (`--processes`), on a calm machine (`python -m benchmarks doctor`)"
+        return "measure again (`python -m benchmarks doctor` says what may keep samples from counting)"
     if doubt.ratio:
         return "add what the baseline lacks (`python -m benchmarks baseline --help`)"
     if doubt.workload in run.workloads:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # How fast a device model reads from its memory: the floor of 128x32x157184-fp32-100 on the device's clock, in the
 # records of 2026-11-28 in benchmarks/evidence, torch 2.11.0+cu130. Noted once, so that a series of shares of it moves
-# with the kernel alone. On an H200, `torch.sum` reads 4350 to 4410.
+# with the kernel alone. Another H200 read the bfloat16 one at 4630 on 2026-11-29.
 READ_GB_PER_S = {"NVIDIA H100 80GB HBM3": 3060.0, "NVIDIA H200": 4570.0}
 
 FLOOR, EMPTY_KERNEL, PLAIN_CALL = "floor", "empty kernel", "x.add_(1)"

@@ -541,7 +541,7 @@ def test_more_samples_are_taken_only_where_they_may_decide():
     [
         (make_run({**steady(), (NAME, "device_us"): [2.9, 3.1, 3.0, 2.9]}), None, "measure again, in more processes"),
         (make_run(steady(device=2.5), quiet=False), None, "measure again, in more processes"),
-        (make_run({(NAME, "call_us"): [4.0, 4.0, 4.0]}), None, "measure again, on a calm machine"),
+        (make_run({(NAME, "call_us"): [4.0, 4.0, 4.0]}), None, "measure again (`python -m benchmarks doctor`"),
         (make_run({**steady(), **steady(workload=OTHER)}), make_baseline(), "add what the baseline lacks"),
         (_wrong_beside_base(), None, "hold head beside a commit whose results are right"),
     ],

@@ -19,7 +19,7 @@ from benchmarks import implementations, limits, results, table, workloads
 from benchmarks.implementations import BLOCK_BY_BLOCK, Implementation
 from benchmarks.measure import CALLS
 from benchmarks.measure import table as measuring
-from benchmarks.measure.bench import Bench
+from benchmarks.measure.bench import Bench, OtherIdsError
 from benchmarks.results import Absence, Block, GpuState, KernelTable, Times
 from benchmarks.workloads import parse
 from tests.conftest import HAS_GPU
@@ -288,7 +288,7 @@ class _OnAGpu:
         (name,) = self.implementations
         assert name != "waits", "PyTorch does not recover from a capture that failed"
         if name == "differs":
-            raise RuntimeError("in a CUDA graph, differs leaves other ids")
+            raise OtherIdsError("in a CUDA graph, differs leaves other ids")
         self.not_captured = {"allocates": "operation not permitted"} if name == "allocates" else {}
 
     def abandon(self):
@@ -301,7 +301,7 @@ def test_what_no_graph_can_hold_is_named_with_the_reason():
     assert list(kept._capturable(bench, everything)) == ["fused", "floor"]
     assert [(one.implementation, one.kind, one.detail) for one in kept.absences] == [
         ("waits", "not captured", "its call waits for the GPU (cudaStreamSynchronize)"),
-        ("differs", "not captured", "RuntimeError: in a CUDA graph, differs leaves other ids"),
+        ("differs", "wrong", "OtherIdsError: in a CUDA graph, differs leaves other ids"),
         ("allocates", "not captured", "operation not permitted"),
     ]
 

@@ -54,6 +54,8 @@ def test_what_is_known_of_other_pairs_stays():
     assert noise.of(NAME, "device_us", "fused beside reference").deviation == 0.4
     assert gone not in noise.entries
     assert learned([_same_code(30, device=1.02)], noise).of(OTHER, "device_us", "fused beside base fused") == kept
+    graphs = dataclasses.replace(older, driver="1", entries={OTHER: {"graph_us": dict(pairs)}})
+    assert OTHER not in learned([run], graphs).entries  # which runs as they are never learn, whatever the version
     elsewhere = dataclasses.replace(older, device="NVIDIA Other")
     assert learned([run], elsewhere) == learned([run])
     updated = dataclasses.replace(older, driver="1")

@@ -4,7 +4,7 @@ Ids are restored from a prepared copy before each call, outside the sample. On a
 draws of logits: together they cover at least three times the L2 cache, so that they come from memory, and where each of
 them lies there, which makes a few percent, averages out. Of a warm workload, the calls of a row share a draw. Rows of
 calls go round several streams, each with ids of its own, for the same reason: a package keeps a workspace for every
-stream. Before a row the L2 cache is read full of something else, so that no call pays for what another has written.
+stream. Before a row, other data fill the L2 cache, so that no call pays for what another has written there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LEAST_DRAWS = 3
 # would else be moved while the next calls read. On an H100, the first and the second call after two of SGLang's step
 # took 15.4 and 12.5 us, and 11.8 with no such step before.
 SWEPT_MULTIPLE = 2
-UNTIMED = 2  # calls before a row, at most
+MOST_UNTIMED = 2  # calls before a row
 # Streams that rows of calls go round, and the largest logits for which: allocations are a stream's own. On an H100, the
 # same kernel took about 4.7 or 4.9 us as it was given one or another workspace; with 25, processes differed by 0.56 %.
 PLACES, PLACES_BYTES = 63, 2**26
@@ -73,6 +73,10 @@ def start(package_folder: Path | None) -> dict[str, Any]:
     gc.collect()
     gc.freeze()  # what was imported is not looked through again at each collection: that takes 0.15 s
     return {"environment": dataclasses.asdict(machine.describe_environment()), "file": str(found)}
+
+
+class OtherIdsError(RuntimeError):
+    """A replayed CUDA graph left other ids than the calls it was made of."""
 
 
 def open_bench(workload: str, seed: int) -> Any:
@@ -281,7 +285,7 @@ class Bench:
         then it is two: what takes longer at every second or third call would else be timed always or never."""
         if self.swept is not None:
             self.swept.amax()
-        for _ in range(self.random.randint(1, UNTIMED)):
+        for _ in range(self.random.randint(1, MOST_UNTIMED)):
             self._prepare()
             self._call(implementation, self._next_logits())
 
@@ -367,7 +371,7 @@ class Bench:
         """Into a CUDA graph: calls in turn on every draw and on ids of their own; none where it cannot be captured.
 
         Raises:
-            RuntimeError: its replay leaves other ids than calls outside of a graph.
+            OtherIdsError: its replay leaves other ids than calls outside of a graph.
         """
         torch = self.torch
         graph = torch.cuda.CUDAGraph()
@@ -386,7 +390,7 @@ class Bench:
             self.ids.copy_(self.prepared)
             self._call(implementation, logits)
             if not torch.equal(self.ids, ids):
-                raise RuntimeError(f"{self.workload.name}: in a CUDA graph, {implementation} leaves other ids")
+                raise OtherIdsError(f"{self.workload.name}: in a CUDA graph, {implementation} leaves other ids")
 
     def _replay(self, implementation: str) -> float:
         """Microseconds a call, by CUDA events around the replay of a graph that was launched while the GPU was busy."""

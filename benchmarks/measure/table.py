@@ -29,7 +29,7 @@ from benchmarks.measure import (
     command,
     machine,
 )
-from benchmarks.measure.bench import Bench, start
+from benchmarks.measure.bench import Bench, OtherIdsError, start
 from benchmarks.results import INPUTS, Absence, Block, Environment, KernelTable, Kind, Times
 
 TURNS_A_BLOCK = {"device_us": 80, "call_us": 75, "graph_us": 20}
@@ -215,9 +215,12 @@ class _Table:
     def _capturable(self, bench: Bench, everything: dict[str, implementations.Step]) -> dict[str, implementations.Step]:
         """Those whose calls a CUDA graph can hold. One that waits is not tried: PyTorch does not recover from that."""
         found = {}
-        for name, step in everything.items():
+        for name, step in list(everything.items()):
             bench.implementations = {name: step}
-            if reason := _why_not_captured(bench, name):
+            reason = _why_not_captured(bench, name)
+            if isinstance(reason, OtherIdsError):
+                self._drop(bench, name, "wrong", reason, when="")
+            elif reason:
                 self._absent(bench.workload.name, name, "not captured", reason)
             else:
                 found[name] = step
@@ -301,7 +304,7 @@ def _why_not_captured(bench: Bench, name: str) -> str | BaseException:
             return f"its call waits for the GPU ({wait})"
         bench.begin("graph_us")
         return bench.not_captured.get(name, "")
-    except FAILURES as error:  # its replay leaves other ids, too
+    except FAILURES as error:
         return error
     finally:
         bench.abandon()

@@ -187,7 +187,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _tell(decoder: Any) -> None:
-    """In SGLang's log, whose command line may hold the shipped name."""
+    """Say in SGLang's log which class decodes: the command line may have asked for it by the shipped name."""
     logger.info("dllm-kernels' %s decodes", type(decoder).__name__)
 
 
