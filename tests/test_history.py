@@ -139,6 +139,13 @@ def test_a_record_of_some_workloads_leaves_those_of_others_unless_other_versions
     add(OTHER, 40.0, torch="2.14.0")
     assert stored_medians(here, commit, "track_fused_us") == [40.0]
     assert "is replaced as a whole, because it was measured otherwise: torch 2.13.0" in capsys.readouterr().out
+    add(WORKLOAD, 50.0, torch="2.14.0", image="sha256:1")
+    assert stored_medians(here, commit, "track_fused_us") == [50.0]
+    assert "measured otherwise: no image" in capsys.readouterr().out
+    add(OTHER, 60.0, torch="2.14.0")
+    assert "measured otherwise: image sha256:1" in capsys.readouterr().out
+    add(WORKLOAD, 70.0, torch="2.14.0")  # the image is noted no more
+    assert stored_medians(here, commit, "track_fused_us") == [70.0, 60.0]
 
 
 @pytest.mark.parametrize(("commit", "dirty"), [("0" * 40, True), (None, True)])

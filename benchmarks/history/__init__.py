@@ -74,10 +74,13 @@ def add(path: Path, run: Run, commit: str) -> None:
 
 
 def _measured_otherwise(stored: Iterable[Path], run: Run) -> str:
-    """With what else than the run; empty if with nothing else."""
-    here = machine.measured_with(run)
-    noted = {item for result in stored for item in machine.noted(result).items()}
-    return ", ".join(f"{name} {there}" for name, there in sorted(noted) if here.get(name, there) not in (None, there))
+    """With what else than the run, or without what the run has; empty if with the same, or if nothing was noted."""
+    here = {name: value for name, value in machine.measured_with(run).items() if value}
+    notes = [noted for result in stored if (noted := machine.noted(result))]
+    differing = {
+        (name, noted.get(name)) for noted in notes for name in noted.keys() | here if noted.get(name) != here.get(name)
+    }
+    return ", ".join(f"{name} {there}" if there else f"no {name}" for name, there in sorted(differing, key=str))
 
 
 def _stamps(folder: Path, commit: str) -> dict[Path, int]:

@@ -64,12 +64,13 @@ def expect_registered(environment: Environment) -> None:
 
 
 def note(path: Path, **measured_with: str | None) -> None:
-    """Say what asv's result at `path` was measured with, beside what was said before."""
+    """Say what asv's result at `path` was measured with, beside what was said before; what is None now is said no more,
+    such as the image by a run outside of one."""
     beside = path.with_suffix(ENDING)
     known = json.loads(beside.read_text()) if beside.exists() else {}
-    found = {name: value for name, value in measured_with.items() if value}
+    found = {name: value for name, value in {**known, **measured_with}.items() if value}
     with whole.file(beside) as part:
-        part.write_text(json.dumps({**known, **found}, sort_keys=True))
+        part.write_text(json.dumps(found, sort_keys=True))
 
 
 def measured_with(run: Run) -> dict[str, str | None]:
