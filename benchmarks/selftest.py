@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
 import random
 import time
@@ -212,7 +213,7 @@ def _power(workload: str, clock: str, noise: results.Noise, device_type: str, co
     policy = Policy()
     rng = random.Random(f"{workload} {clock}")
     first = session.PROCESSES[device_type]
-    looks = [first + session.MORE_PROCESSES * look for look in range(policy.looks)]
+    looks = [*itertools.accumulate(session.MORE_PROCESSES[device_type], initial=first)]
     error = policy.look_error()
     slowdown = SLOWDOWNS[clock]
 

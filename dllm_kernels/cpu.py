@@ -22,15 +22,17 @@ SPAN = 128 if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else
 # Elements of a piece, 2 MiB in float32. 32x157184 float32 takes 1.2 times as long in pieces of 2**18 and 4 times in one
 # piece; 2**20 are as fast there, but lose half of the speed where that is the whole call.
 PIECE_ELEMENTS = 2**19
-# Some 30 small operations cost 0.1 ms whatever they work on. With 32 rows, all masked, this is as fast as the reference
-# times 0.8 at 2**18 elements and 1.0 at 2**20 in float32, 0.7 at 2**14 and 2.1 at 2**18 in bfloat16: the reference's
-# argmax is slow in the 16-bit types.
-MIN_ELEMENTS = {torch.float32: 2**20, torch.bfloat16: 2**18, torch.float16: 2**18}
+# Some 30 small operations cost 0.1 ms whatever they work on, and each row costs a little. Beside the reference, all
+# masked, AVX2, what lies just above both limits: 2x32x33000 float32 1.08 times as fast, 1x32x65537 1.11, 8x32x33000
+# 2.1; 2x32x8200 1.03 in the 16-bit types, where the reference's argmax is slow, and 1x32x16384 1.2. Below: 32x32x6000
+# float32 0.87, 1x32x33000 0.87, 8x32x2048 bfloat16 0.90, 1x32x8192 0.91.
+MIN_ELEMENTS = {torch.float32: 2**21, torch.bfloat16: 2**19, torch.float16: 2**19}
+MIN_VOCAB = {torch.float32: 2**15, torch.bfloat16: 2**13, torch.float16: 2**13}
 
 
 def is_faster(logits: Tensor) -> bool:
     """Whether `row_statistics` is faster here than the reference's, whatever is masked."""
-    return logits.numel() >= MIN_ELEMENTS[logits.dtype]
+    return logits.numel() >= MIN_ELEMENTS[logits.dtype] and logits.shape[-1] >= MIN_VOCAB[logits.dtype]
 
 
 def row_statistics(logits: Tensor, is_open: Tensor, exclude_ids: Sequence[int] = ()) -> tuple[Tensor, Tensor]:

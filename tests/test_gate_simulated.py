@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
 import pytest
 
+from benchmarks import session
 from benchmarks.gate import Case, Status, judge, slowdown_status
 from benchmarks.policy import Policy, slowdown_tolerance
 from benchmarks.results import Check, Noise, Series
 from tests.records import NAME, make_noise, make_run
 
 POLICY = Policy()
+LOOKS = tuple(itertools.accumulate(session.MORE_PROCESSES["cuda"], initial=session.PROCESSES["cuda"]))
 TRIALS = 150
 
 
@@ -39,6 +42,10 @@ def test_false_alarms_and_power_of_one_look(deviation, slowdown, status, least):
         assert seen <= 1  # of 150, with an error of 0.4 %
     else:
         assert seen >= least * TRIALS
+
+
+def test_there_are_processes_for_every_look_of_the_policy():
+    assert {1 + len(more) for more in session.MORE_PROCESSES.values()} == {POLICY.looks}
 
 
 def _simulated(rng, processes, slowdown, process_sd, drift):
@@ -70,8 +77,8 @@ def test_the_gate_over_its_looks(slowdown, expected, process_sd, drift):
     noise = make_noise(device=math.hypot(process_sd, 0.03 * math.sqrt(2) / math.sqrt(120)))
     ended = []
     for _ in range(40):
-        whole = _simulated(rng, 9, slowdown, process_sd, drift)
-        for processes in (3, 6, 9):
+        whole = _simulated(rng, LOOKS[-1], slowdown, process_sd, drift)
+        for processes in LOOKS:
             seen = dataclasses.replace(whole, series=whole.series[:processes], checks=whole.checks[:processes])
             verdicts = judge(seen, Case(POLICY, noise=noise)).verdicts
             (status,) = {v.status for v in verdicts if (v.question, v.clock) == ("slowdown", "device_us")}
@@ -93,8 +100,8 @@ def _ends(true_deviation, slowdown, known=KNOWN):
     rng = np.random.default_rng(5)
     error = POLICY.look_error()
     ended = []
-    for logs in rng.normal(math.log(slowdown), true_deviation, (RUNS, 9)):
-        for processes in (3, 6, 9):
+    for logs in rng.normal(math.log(slowdown), true_deviation, (RUNS, LOOKS[-1])):
+        for processes in LOOKS:
             tolerance = slowdown_tolerance(POLICY, "cuda", "device_us", known, processes)
             status, _ = slowdown_status(list(logs[:processes]), known, tolerance, error, error / COMPARISONS)
             if status is not Status.INCONCLUSIVE:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -269,11 +270,76 @@ def test_inputs_that_do_not_fit_are_named(monkeypatch, capsys):
     assert "the inputs: FAILED, no times: OutOfMemoryError: no room" in capsys.readouterr().out
 
 
+def test_after_what_ends_the_use_of_the_gpu_there_is_no_rest(tmp_path, peers, monkeypatch, capsys):
+    """As an address where no memory is does. What was measured of the workloads before is kept."""
+
+    def fails(bench, name, error):
+        assert name == "peers.breaking"
+        if bench.workload.name == "2x4x1600-fp32-50":
+            raise measuring._GpuLostError(f"nothing runs any more after {name} failed")
+
+    monkeypatch.setattr(measuring, "_expect_gpu", fails)
+    path, others = tmp_path / "table.json", ["2x4x1600-fp32-50", "2x4x1700-fp32-50"]
+    more = [argument for name in others for argument in ("--workload", name)]
+    assert run(*more, "--peer", f"{peers}:breaking", "--json", path) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("the inputs: FAILED, no times: nothing runs any more after peers.breaking failed") == 2
+    record = results.load(KernelTable, path)
+    assert {one.workload for one in record.times} == {SMALL}
+    assert [one.workload for one in record.absences if one.implementation == results.INPUTS] == others
+
+
+def test_whether_the_gpu_is_lost_is_asked_of_the_gpu():
+    def fails():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    error = RuntimeError("CUDA error: an illegal memory access was encountered\nFor debugging consider")
+    measuring._expect_gpu(_OnAGpu(), "peer", error)
+    lost = _OnAGpu()
+    lost.torch = SimpleNamespace(cuda=SimpleNamespace(synchronize=fails))
+    with pytest.raises(measuring._GpuLostError, match=r"after peer failed \(RuntimeError: [^\n]*\): measure again"):
+        measuring._expect_gpu(lost, "peer", error)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("calls", [0, 400])
+def test_a_peer_that_reads_where_no_memory_is_costs_only_what_comes_after(tmp_path, calls):
+    """At once, or while it is timed; in a process of its own, whose use of the GPU it ends."""
+    path, peer = tmp_path / "table.json", tmp_path / "peer.py"
+    peer.write_text(f"""
+import torch
+from dllm_kernels import dllm_post_process_reference
+
+left = {{32: {calls}, 16: 10**9}}
+
+def reckless(logits, input_ids, mask_id, threshold):
+    dllm_post_process_reference(logits, input_ids, mask_id, threshold)
+    left[logits.shape[1]] -= 1
+    if left[logits.shape[1]] < 0:
+        torch.zeros(1, device="cuda")[torch.full((1,), 10**9, device="cuda")]
+""")
+    script = ROOT / "benchmarks" / "bench_triton_post_process.py"
+    done = subprocess.run(
+        [sys.executable, script, "--workload", "1x16x3000-fp16-100", "--workload", "1x32x3000-fp16-100",
+         "--workload", "1x16x4000-fp16-100", "--peer", f"{peer}:reckless", "--json", path],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    record = results.load(KernelTable, path)
+    assert {one.workload for one in record.times} == {"1x16x3000-fp16-100"}
+    lost = [one for one in record.absences if one.implementation == results.INPUTS]
+    assert [one.workload for one in lost] == ["1x32x3000-fp16-100", "1x16x4000-fp16-100"]
+    assert "after peer.reckless failed" in lost[0].detail
+
+
 # Graphs
 
 
 class _OnAGpu:
     """A bench that says it is on a GPU, where some calls wait and a graph of some leaves other ids."""
+
+    device = "cuda"
+    torch = SimpleNamespace(cuda=SimpleNamespace(synchronize=lambda: None))
 
     def __init__(self):
         self.workload = parse(SMALL)

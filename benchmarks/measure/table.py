@@ -4,7 +4,8 @@ For each workload, results are held against the reference on the inputs to be ti
 fastest way to read the logits is searched for, calls are repeated until their times have settled, and then, on one
 clock after the other, everything has its turns in random order: implementations, that fastest way, an empty kernel,
 and a plain call of PyTorch. Then results are held against the reference again. Whatever fails or is wrong by then is
-named and has no times, and the rest goes on.
+named and has no times, and the rest goes on; but after what ends this process's use of the GPU, as a call does that
+reads where no memory is, there is no rest.
 """
 
 from __future__ import annotations
@@ -65,9 +66,13 @@ def measure_table(
         began = time.monotonic()
         core = stack.enter_context(machine.cores(1))[0] if gpu else None
         table = _Table(environment.device_type, gpu, core, peers, checked, seed)
-        for workload in chosen:
+        for number, workload in enumerate(chosen):
             progress(workload.name)
-            table.measure(workload)
+            try:
+                table.measure(workload)
+            except _GpuLostError as lost:
+                table.end([one.name for one in chosen[number:]], lost)
+                break
     return KernelTable(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=command(module, sys.argv[1:]),
@@ -95,6 +100,10 @@ class _TurnError(Exception):
         super().__init__(name)
         self.name = name
         self.error = error
+
+
+class _GpuLostError(Exception):
+    """What an implementation did after which nothing in this process runs on the GPU."""
 
 
 class _Table:
@@ -137,6 +146,12 @@ class _Table:
             self._take_turns(bench)
         bench.close()
 
+    def end(self, workloads_left: Sequence[str], lost: _GpuLostError) -> None:
+        """Of the first, what was timed before was not checked after; the others cannot be measured."""
+        self.times = [one for one in self.times if one.workload != workloads_left[0]]
+        for workload in workloads_left:
+            self._absent(workload, INPUTS, "failed", str(lost))
+
     def _take_turns(self, bench: Bench) -> None:
         sound = {
             name: step
@@ -168,6 +183,7 @@ class _Table:
                 return None
             disagreement = bench.disagreement(name)
         except FAILURES as error:
+            _expect_gpu(bench, name, error)
             return "failed", error
         return ("wrong", disagreement) if disagreement else None
 
@@ -196,6 +212,7 @@ class _Table:
             try:
                 bench.warm_up()
             except FAILURES as error:
+                _expect_gpu(bench, name, error)
                 self._drop(bench, name, "failed", error, when="before it was timed: ")
 
     def _fastest_reader(self, bench: Bench) -> implementations.Step:
@@ -218,6 +235,8 @@ class _Table:
         for name, step in list(everything.items()):
             bench.implementations = {name: step}
             reason = _why_not_captured(bench, name)
+            if isinstance(reason, RuntimeError):
+                _expect_gpu(bench, name, reason)
             if isinstance(reason, OtherIdsError):
                 self._drop(bench, name, "wrong", reason, when="")
             elif reason:
@@ -232,6 +251,7 @@ class _Table:
             try:
                 return self._turns(bench, clock, rng)
             except _TurnError as failed:
+                _expect_gpu(bench, failed.name, failed.error)
                 bench.abandon()
                 self._drop(bench, failed.name, "failed", failed.error, when="while it was timed: ")
             except RuntimeError:  # CUPTI's, too, where calls have stopped to do anything
@@ -295,6 +315,21 @@ class _Table:
     def _absent(self, workload: str, name: str, kind: Kind, reason: str | BaseException, when: str = "") -> None:
         text = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
         self.absences.append(Absence(workload, name, kind, " ".join(f"{when}{text}".split())[:300]))
+
+
+def _expect_gpu(bench: Bench, name: str, error: BaseException) -> None:
+    """Raises:
+    _GpuLostError: what failed has left a GPU on which nothing runs any more.
+    """
+    if bench.device != "cuda":
+        return
+    try:
+        bench.torch.cuda.synchronize()
+    except RuntimeError:
+        raise _GpuLostError(
+            f"nothing runs on the GPU any more after {name} failed ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}): measure again without it"
+        ) from error
 
 
 def _why_not_captured(bench: Bench, name: str) -> str | BaseException:
