@@ -60,7 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
-        print("interrupted; what was measured is lost, nothing is half written", file=sys.stderr)
+        kept = f"--json {options.json} holds the workloads that ended" if options.json else "without --json all is lost"
+        print(f"interrupted; {kept}, nothing is half written", file=sys.stderr)
         return 130
 
 
@@ -122,6 +123,7 @@ def _measured(options: argparse.Namespace) -> results.KernelTable:
         return measure_table(
             chosen, peers=peers, skipped=skipped, checked=not options.skip_correctness, seed=options.seed,
             module=MODULE, progress=step,
+            keep=lambda table: results.save(table, options.json) if options.json else None,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from benchmarks.noise import pair_name
 from benchmarks.results import Noise, NoiseRecord, Run, Series, Strict
 from benchmarks.workloads import clocks_of, is_decoding
 
+BESIDE_BASE = "fused beside base fused"  # the pair that tells a slowdown
 CLOCKS = {"cuda": {"device_us", "call_us"}, "cpu": {"call_us"}}  # that are judged
 
 
@@ -80,6 +81,21 @@ def slowdown_tolerance(policy: Policy, device_type: str, clock: str, noise: Nois
         return wanted
     least = stats.least_tolerance(noise, processes, policy.look_error(), policy.power)
     return max(wanted, min(least, policy.loosest[clock]))
+
+
+def processes_wanted(
+    policy: Policy, device_type: str, workload: str, noise: NoiseRecord | None, comparisons: int, most: int
+) -> int:
+    """In how many processes of each side, as far as the noise is known, twice the slowdown that the policy allows is
+    told in most runs; at most `most`."""
+    error = policy.look_error() / comparisons
+    known = ((noise.of(workload, clock, BESIDE_BASE), clock) for clock in clocks_of(workload)) if noise else ()
+    wanted = [
+        stats.processes_to_tell(one, 2 * allowed, allowed, error, policy.power, most)
+        for one, clock in known
+        if one and (allowed := policy.slowdowns[device_type].get(clock))
+    ]
+    return max(wanted, default=0)
 
 
 def baseline_tolerance(series: Sequence[Series], policy: Policy, noise: Noise | None) -> float:

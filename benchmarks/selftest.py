@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import gate, measure, results, session, stats, whole, workloads
 from benchmarks.measure import sides
 from benchmarks.mutants import MUTANTS, Mutant
-from benchmarks.policy import Policy, slowdown_tolerance
+from benchmarks.policy import BESIDE_BASE, Policy, slowdown_tolerance
 
 SAME = "same code"
 MOST_DOUBTED = 0.05  # of runs of the same code
@@ -201,19 +201,26 @@ def _powers(noise: results.NoiseRecord, device_type: str) -> tuple[Power, ...]:
     """For every workload and clock, as parts of a run over all of them."""
     policy = Policy()
     known = [
-        (workload, clock, pairs["fused beside base fused"])
+        (workload, clock, pairs[BESIDE_BASE])
         for workload, clocks in noise.entries.items()
         for clock, pairs in clocks.items()
-        if clock in policy.slowdowns[device_type] and "fused beside base fused" in pairs
+        if clock in policy.slowdowns[device_type] and BESIDE_BASE in pairs
     ]
-    return tuple(_power(workload, clock, one, device_type, len(known) * 2) for workload, clock, one in known)
+    comparisons = len(known) * 2  # beside the reference, too
+    first = session.PROCESSES[device_type]
+    powers = []
+    for workload, clock, one in known:
+        further = session.further_processes(policy, device_type, workload, noise, comparisons)
+        looks = [*itertools.accumulate(further, initial=first)]
+        powers.append(_power(workload, clock, one, device_type, comparisons, looks))
+    return tuple(powers)
 
 
-def _power(workload: str, clock: str, noise: results.Noise, device_type: str, comparisons: int) -> Power:
+def _power(
+    workload: str, clock: str, noise: results.Noise, device_type: str, comparisons: int, looks: Sequence[int]
+) -> Power:
     policy = Policy()
     rng = random.Random(f"{workload} {clock}")
-    first = session.PROCESSES[device_type]
-    looks = [*itertools.accumulate(session.MORE_PROCESSES[device_type], initial=first)]
     error = policy.look_error()
     slowdown = SLOWDOWNS[clock]
 
@@ -233,7 +240,7 @@ def _power(workload: str, clock: str, noise: results.Noise, device_type: str, co
         workload,
         clock,
         noise.deviation,
-        stats.detectable(noise, first, 0.0, error, policy.power),
+        stats.detectable(noise, looks[0], 0.0, error, policy.power),
         slowdown,
         slower.count(gate.Status.REGRESSION) / SIMULATED_RUNS,
         same.count(gate.Status.REGRESSION) / SIMULATED_RUNS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +12,16 @@ from pathlib import Path
 
 from benchmarks import gate, measure, results, workloads
 from benchmarks.measure.sides import INSTALLED, Side
-from benchmarks.policy import Policy
+from benchmarks.policy import Policy, processes_wanted
 
 BASELINES = Path(__file__).with_name("baselines")
 PROCESSES = {"cuda": 3, "cpu": 5}  # of each side
 # For workloads in doubt, at the further looks; on a GPU as many again each time. Where processes differ by 0.58 %, as
 # those of diffusers' step on an H200, 2 % are seen in 72 of 100 simulated runs with 9 processes, and in 92 with 12.
 MORE_PROCESSES = {"cuda": (3, 6), "cpu": (3, 3)}
+# Beside a base, and where the known noise asks for more, the last look is taken in several rounds: not at once, because
+# all processes hold the logits.
+MOST_PROCESSES = 24
 LINE_SECONDS = 15.0  # between lines of progress in a log
 
 
@@ -53,22 +57,40 @@ def judged(
 
     What is in doubt is measured in further processes. `keep` is given the run after every look.
     """
+    policy = Policy()
     run = measured(chosen, title=title, head=head, base=base, skipped=skipped, processes=processes, seed=seed)
-    looks = 1
-    for further in MORE_PROCESSES[run.environment.device_type][: Policy().looks - 1]:
+    device_type, noise = run.environment.device_type, noise_of(run.environment.device)
+    for look, at_once in enumerate(MORE_PROCESSES[device_type][: policy.looks - 1]):
         keep(run)
         judgement = judge(run)
         if not judgement.doubtful():
-            return run, judgement, looks
+            return run, judgement, look + 1
         doubtful, _ = workloads.select(judgement.doubtful(), gpu=True)
-        more = measured(
-            doubtful, title="In doubt, measuring more", head=head, base=base, processes=further, seed=seed,
-            first_process=1 + max(check.process for check in run.checks),
-        )  # fmt: skip
-        run = run.with_more(more)
-        looks += 1
+        comparisons = len(judgement.verdicts)
+        rounds = {
+            workload: 1 if base is None else
+            further_processes(policy, device_type, workload.name, noise, comparisons)[look] // at_once
+            for workload in doubtful
+        }  # fmt: skip
+        for number in range(max(rounds.values())):
+            more = measured(
+                [workload for workload in doubtful if number < rounds[workload]], title="In doubt, measuring more",
+                head=head, base=base, processes=at_once, seed=seed,
+                first_process=1 + max(check.process for check in run.checks),
+            )  # fmt: skip
+            run = run.with_more(more)
     keep(run)
-    return run, judge(run), looks
+    return run, judge(run), policy.looks
+
+
+def further_processes(
+    policy: Policy, device_type: str, workload: str, noise: results.NoiseRecord | None, comparisons: int
+) -> tuple[int, ...]:
+    """How many processes a workload in doubt is measured in at each further look, beside a base."""
+    *early, last = MORE_PROCESSES[device_type]
+    before = PROCESSES[device_type] + sum(early)
+    wanted = processes_wanted(policy, device_type, workload, noise, comparisons, MOST_PROCESSES)
+    return (*early, last * max(1, math.ceil((wanted - before) / last)))
 
 
 def measured(

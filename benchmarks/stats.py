@@ -105,6 +105,14 @@ def detectable(noise: Noise, processes: int, tolerance: float, error: float, pow
     return math.expm1(math.log1p(tolerance) + _margin(noise, processes, error, power))
 
 
+def processes_to_tell(
+    noise: Noise, slowdown: float, tolerance: float, error: float, power: float, most: int
+) -> int:  # fmt: skip
+    """The fewest processes in which such a slowdown is told from `tolerance` in `power` of all runs; at most `most`."""
+    enough = (count for count in range(1, most) if detectable(noise, count, tolerance, error, power) <= slowdown)
+    return next(enough, most)
+
+
 def least_tolerance(noise: Noise, processes: int, error: float, power: float) -> float:
     """The smallest tolerance below which `power` of all runs without a slowdown are shown to lie."""
     return math.expm1(_margin(noise, processes, error, power))

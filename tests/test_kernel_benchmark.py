@@ -72,6 +72,11 @@ def breaking(logits, input_ids, mask_id, threshold):
     seen.add(logits.data_ptr())
     good(logits, input_ids, mask_id, threshold)
 
+def interrupting(logits, input_ids, mask_id, threshold):
+    if logits.shape[-1] == 1600:
+        raise KeyboardInterrupt
+    good(logits, input_ids, mask_id, threshold)
+
 def writing(logits, input_ids, mask_id, threshold):
     good(logits, input_ids, mask_id, threshold)
     logits.zero_()
@@ -234,6 +239,19 @@ def test_whose_capture_fails_is_known():
     with pytest.raises(measuring._TurnError) as failed:
         measuring._Table("cuda", None, None, (), True, 0)._begin(Captures(), "graph_us")
     assert (failed.value.name, str(failed.value.error)) == ("breaking", "'again'")
+
+
+def test_what_had_ended_before_an_interrupt_is_kept(tmp_path, peers, capsys):
+    path = tmp_path / "table.json"
+    arguments = ("--workload", "2x4x1600-fp32-50", "--peer", f"{peers}:interrupting")
+    assert run(*arguments, "--json", path) == 130
+    assert f"interrupted; --json {path} holds the workloads that ended" in capsys.readouterr().err
+    record = results.load(KernelTable, path)
+    assert record.workloads == (SMALL,)
+    assert {one.implementation for one in record.times} >= {"fused", "reference", "peers.interrupting"}
+    assert list(tmp_path.glob("*.part")) == []
+    assert run(*arguments) == 130
+    assert "interrupted; without --json all is lost" in capsys.readouterr().err
 
 
 def test_a_peer_that_writes_the_logits_is_wrong(tmp_path, peers, capsys):

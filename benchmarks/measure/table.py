@@ -50,11 +50,13 @@ def measure_table(
     seed: int = 0,
     module: str,
     progress: Callable[[str], None],
+    keep: Callable[[KernelTable], None] = lambda table: None,
 ) -> KernelTable:
     """Measure fused, reference, what else is present, and `peers`, in this process.
 
     Holds the machine's lock, and on a GPU runs on one processor while samples are taken. `progress` is called with a
-    line of text for every workload begun; `module` is the one that was started, for the record.
+    line of text for every workload begun, and `keep` with the table so far for every one that ended; `module` is what
+    was started, for the record.
 
     Raises:
         RuntimeError: CUDA or CUPTI failed outside of an implementation's calls.
@@ -66,6 +68,27 @@ def measure_table(
         began = time.monotonic()
         core = stack.enter_context(machine.cores(1))[0] if gpu else None
         table = _Table(environment.device_type, gpu, core, peers, checked, seed)
+
+        def so_far(ended: Sequence[workloads.Workload]) -> KernelTable:
+            return KernelTable(
+                created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                command=command(module, sys.argv[1:]),
+                seconds=round(time.monotonic() - began, 1),
+                seed=seed,
+                environment=environment,
+                checked=checked,
+                workloads=tuple(workload.name for workload in ended),
+                skipped=tuple(workload.name for workload in skipped),
+                implementations=tuple(table.implementations),
+                peers={peer.name: peer.sha256 for peer in peers if peer.sha256},
+                limits=(limits.FLOOR, *table.limits),
+                clock_methods=CLOCK_METHODS[environment.device_type],
+                floor_searches=dict(table.floor_searches),
+                times=tuple(table.times),
+                absences=tuple(table.absences),
+                blocks=tuple(table.blocks),
+            )
+
         for number, workload in enumerate(chosen):
             progress(workload.name)
             try:
@@ -73,24 +96,8 @@ def measure_table(
             except _GpuLostError as lost:
                 table.end([one.name for one in chosen[number:]], lost)
                 break
-    return KernelTable(
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        command=command(module, sys.argv[1:]),
-        seconds=round(time.monotonic() - began, 1),
-        seed=seed,
-        environment=environment,
-        checked=checked,
-        workloads=tuple(workload.name for workload in chosen),
-        skipped=tuple(workload.name for workload in skipped),
-        implementations=tuple(table.implementations),
-        peers={peer.name: peer.sha256 for peer in peers if peer.sha256},
-        limits=(limits.FLOOR, *table.limits),
-        clock_methods=CLOCK_METHODS[environment.device_type],
-        floor_searches=table.floor_searches,
-        times=tuple(table.times),
-        absences=tuple(table.absences),
-        blocks=tuple(table.blocks),
-    )
+            keep(so_far(chosen[: number + 1]))
+        return so_far(chosen)
 
 
 class _TurnError(Exception):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from benchmarks import stats
 from benchmarks.gate import Judgement, Status
-from benchmarks.policy import Policy
+from benchmarks.policy import BESIDE_BASE, Policy
 from benchmarks.results import NoiseRecord, Run
 from benchmarks.site.bends import size
 from benchmarks.site.commits import Commit
@@ -18,7 +18,6 @@ from benchmarks.site.curves import RECENT, Curve, State
 from benchmarks.site.units import percent, reading
 
 GATE_PROCESSES = 3  # of each side, in which the gate first looks
-PAIR = "fused beside base fused"  # of a noise record: what a slowdown is seen by
 LIMIT = re.compile("share|limit|utili[sz]ation|efficiency|roofline", re.IGNORECASE)
 TIMES = ("seconds", "s", "ms", "µs", "us", "ns")
 
@@ -266,7 +265,7 @@ def _smallest(headline: Curve, noise: NoiseRecord | None) -> Figure:
     told = {
         key: stats.detectable(known, GATE_PROCESSES, 0.0, policy.look_error(), policy.power)
         for key in _keys(noise)
-        if noise and (known := noise.of(*key, PAIR))
+        if noise and (known := noise.of(*key, BESIDE_BASE))
     }
     own = headline.detectable
     history = "" if own is None else f"{percent(own)} from one commit to the next, by the history's own scatter"
