@@ -133,7 +133,7 @@ def _selftest(options: argparse.Namespace) -> int:
         raise ValueError("selftest: expected --same or --planted; there is nothing to show yet")
     noise = session.noise_of(record.environment.device)
     if noise is not None:
-        record = dataclasses.replace(record, power=_powers(noise, record.environment.device_type))
+        record = dataclasses.replace(record, power=powers(noise, record.environment.device_type))
     results.save(record, options.output)
     print(table(record))
     verdict = _verdict(record.runs)
@@ -197,7 +197,7 @@ def _merged(record: Selftest | None, other: Selftest, path: Path) -> Selftest:
     return dataclasses.replace(record, runs=(*record.runs, *(run for run in other.runs if run not in record.runs)))
 
 
-def _powers(noise: results.NoiseRecord, device_type: str) -> tuple[Power, ...]:
+def powers(noise: results.NoiseRecord, device_type: str) -> tuple[Power, ...]:
     """For every workload and clock, as parts of a run over all of them."""
     policy = Policy()
     known = [
@@ -208,12 +208,12 @@ def _powers(noise: results.NoiseRecord, device_type: str) -> tuple[Power, ...]:
     ]
     comparisons = len(known) * 2  # beside the reference, too
     first = session.PROCESSES[device_type]
-    powers = []
+    found = []
     for workload, clock, one in known:
         further = session.further_processes(policy, device_type, workload, noise, comparisons)
         looks = [*itertools.accumulate(further, initial=first)]
-        powers.append(_power(workload, clock, one, device_type, comparisons, looks))
-    return tuple(powers)
+        found.append(_power(workload, clock, one, device_type, comparisons, looks))
+    return tuple(found)
 
 
 def _power(

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import results, session
+from benchmarks import results, selftest, session
 from benchmarks.e2e.record import EndToEnd
-from benchmarks.selftest import Selftest
 from benchmarks.workloads import WORKLOADS
 
 EVIDENCE = session.BASELINES.parent / "evidence"
-KINDS = {"selftest": Selftest, "kernel": results.KernelTable, "e2e": EndToEnd}
+KINDS = {"selftest": selftest.Selftest, "kernel": results.KernelTable, "e2e": EndToEnd}
 
 
 def _names(folder: Path) -> list[str]:
@@ -37,6 +36,14 @@ def test_the_noise_of_every_workload_is_known_beside_base(name):
         for clock in kind.clocks & {"device_us", "call_us"}:
             assert noise.of(workload, clock, "fused beside base fused"), (workload, clock)
             assert noise.of(workload, clock, "fused beside base reference"), (workload, clock)
+
+
+@pytest.mark.parametrize("name", _names(session.BASELINES / "noise"))
+def test_with_the_known_noise_slowdowns_are_caught_and_the_same_code_is_not(name, monkeypatch):
+    """2 % of device time and 10 % of call time, in 95 % of simulated runs, of every workload."""
+    monkeypatch.setattr(selftest, "SIMULATED_RUNS", 200)
+    powers = selftest.powers(results.load(results.NoiseRecord, session.BASELINES / "noise" / name), "cuda")
+    assert [one for one in powers if one.caught < 0.95 or one.accused > 0.01 or one.doubted > 0.05] == []
 
 
 @pytest.mark.parametrize("name", _names(EVIDENCE))
