@@ -129,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     judge.set_defaults(command=_gate)
     verify = commands.add_parser("verify", help="derive a record's verdicts again from its raw samples")
     verify.add_argument("record", type=Path, help="what `bench` or `compare` wrote")
+    verify.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     verify.set_defaults(command=_verify)
     show = commands.add_parser("report", parents=[judging], help="show a record's table; exits 0 whatever the verdict")
     show.add_argument("record", type=Path, help="what `run`, `bench` or `compare` wrote")
@@ -209,9 +210,12 @@ def _verify(options: argparse.Namespace) -> int:
     judgement, differences = verification.verify(run)
     if differences:
         raise ValueError(f"{options.record}: its samples do not give its verdicts:\n" + "\n".join(differences))
+    others = [f"It was judged by another {one}" for one in verification.judged_otherwise(run, session.case_of(run))]
+    if options.json:
+        print(json.dumps({**report.plain(run, judgement), "judged_otherwise": others}, indent=1))
+        return judgement.status.value
     print(f"{options.record}: all {len(judgement.verdicts)} verdicts follow from its samples.")
-    for difference in verification.judged_otherwise(run, session.case_of(run)):
-        print(f"It was judged by another {difference}")
+    print("\n".join(others), end="\n" * bool(others))
     print(report.headline(run, judgement))
     return judgement.status.value
 

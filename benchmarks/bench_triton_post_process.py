@@ -60,8 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
-        kept = f"--json {options.json} holds the workloads that ended" if options.json else "without --json all is lost"
-        print(f"interrupted; {kept}, nothing is half written", file=sys.stderr)
+        what = "the record is written after every workload" if options.json else "what was measured is lost"
+        print(f"interrupted; {what}, nothing is half written", file=sys.stderr)
         return 130
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,12 +31,12 @@ class Finding:
 def add_command(commands: Any) -> None:
     """Add `doctor` to the subcommands of a parser."""
     parser = commands.add_parser("doctor", help="is this machine fit to measure on, and what to mend")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     parser.set_defaults(command=_doctor)
 
 
-def _doctor(_: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace) -> int:
     environment = machine.describe_environment()
-    print(f"{environment.device}, torch {environment.torch}, triton {environment.triton or 'none'}")
     found = list(_host())
     if gpu := machine.current_gpu():
         found += _gpu(gpu)
@@ -43,12 +45,18 @@ def _doctor(_: argparse.Namespace) -> int:
             Finding(None, "no CUDA device: the CPU backend is measured; processes differ by several percent here")
         )
     found += _records(environment.device)
+    unfit = sum(finding.fit is False for finding in found)
+    code = USAGE_ERROR if unfit else 0
+    if options.json:
+        plain = {"environment": dataclasses.asdict(environment), "findings": [dataclasses.asdict(one) for one in found]}
+        print(json.dumps({"fit": not unfit, **plain}, indent=1))
+        return code
+    print(f"{environment.device}, torch {environment.torch}, triton {environment.triton or 'none'}")
     marks = {True: "ok  ", False: "MEND", None: "note"}
     for finding in found:
         print(f"{marks[finding.fit]}  {finding.what}" + (f"\n      {finding.mend}" if finding.mend else ""))
-    unfit = sum(finding.fit is False for finding in found)
     print("Fit to measure on." if not unfit else f"Not fit: {unfit} things to mend.")
-    return USAGE_ERROR if unfit else 0
+    return code
 
 
 def _host() -> Iterator[Finding]:

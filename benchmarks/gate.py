@@ -68,6 +68,7 @@ class Judgement:
 
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
+    comparisons: int  # that the chance of a false REGRESSION is split over
 
     @property
     def status(self) -> Status:
@@ -79,8 +80,13 @@ class Judgement:
 
     def doubtful(self) -> list[str]:
         """Workloads that more samples may decide."""
+        return list(dict.fromkeys(verdict.workload for verdict in self.doubts()))
+
+    def doubts(self) -> list[Verdict]:
+        """What more samples may decide. A workload that is accused is not looked at again: it would be judged anew."""
+        accused = {v.workload for v in self.verdicts if v.status is Status.REGRESSION}
         doubts = [v for v in self.verdicts if v.status is Status.INCONCLUSIVE and v.more_may_decide]
-        return list(dict.fromkeys(verdict.workload for verdict in doubts))
+        return [verdict for verdict in doubts if verdict.workload not in accused]
 
 
 @dataclass(frozen=True)
@@ -120,11 +126,11 @@ def judge(run: Run, case: Case) -> Judgement:
         for clock in case.policy.floors[run.environment.device_type]
         if clock in judged_clocks(run.environment.device_type, workload)
     ]
-    comparisons = sum(1 + (run.base is not None) + _has_limit(case, clock) for _, clock in pairs)
-    judge = _Judge(run, case, max(1, comparisons))
+    comparisons = max(1, sum(1 + (run.base is not None) + _has_limit(case, clock) for _, clock in pairs))
+    judge = _Judge(run, case, comparisons)
     verdicts = [verdict for workload, clock in pairs for verdict in judge.answers(workload, clock)]
     verdicts += [verdict for workload in every for verdict in judge.counted(workload)]
-    return Judgement(tuple(verdicts), (*_notes(run, case), *_next_steps(run, verdicts)))
+    return Judgement(tuple(verdicts), (*_notes(run, case), *_next_steps(run, verdicts)), comparisons)
 
 
 def _has_limit(case: Case, clock: str) -> bool:
@@ -135,6 +141,11 @@ def _has_limit(case: Case, clock: str) -> bool:
 def speedup_series(run: Run, workload: str, clock: str) -> list[Series]:
     """Fused beside the reference: of the same process, or of base's."""
     return _series_of(run, workload, clock, "fused", "reference" if run.base is None else "base reference")
+
+
+def slowdown_series(run: Run, workload: str, clock: str) -> list[Series]:
+    """Fused beside base's."""
+    return _series_of(run, workload, clock, "fused", "base fused")
 
 
 def _series_of(run: Run, workload: str, clock: str, implementation: str, beside: str) -> list[Series]:
@@ -230,7 +241,7 @@ class _Judge:
 
     def _slowdown(self, workload: str, clock: str) -> Verdict:
         """Head's fused beside base's, in the same job."""
-        series = self._series(workload, clock, "fused", "base fused")
+        series = slowdown_series(self.run, workload, clock)
         noise = self._noise(series)
         logs = stats.ratios(series)
         tolerance = slowdown_tolerance(self.policy, self.device_type, clock, noise, len(logs))
@@ -448,4 +459,4 @@ def _next_step(run: Run, doubt: Verdict) -> str:
 
 def comparison(judgement: Judgement) -> Judgement:
     """The verdicts on head beside base alone."""
-    return Judgement(tuple(v for v in judgement.verdicts if v.question == "slowdown"), judgement.notes)
+    return dataclasses.replace(judgement, verdicts=tuple(v for v in judgement.verdicts if v.question == "slowdown"))

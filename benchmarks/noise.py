@@ -49,7 +49,8 @@ def learned(runs: Sequence[Run], known: NoiseRecord | None = None) -> NoiseRecor
             )
         if failed := [check for check in run.checks if not check.passed]:
             raise ValueError(f"records: a result was wrong, {failed[0].workload}: {failed[0].detail}")
-    entries = _entries([_logs(run) for run in runs])
+    commits = list(dict.fromkeys(run.environment.commit for run in runs))
+    entries = _entries([_logs(run) for run in runs], ", ".join(map(str, commits)) if len(commits) > 1 else "")
     if not entries:
         raise ValueError(f"records: expected {LEAST_PROCESSES} processes of a pair in all; got fewer of every pair")
     record = NoiseRecord(
@@ -86,13 +87,13 @@ def _logs(run: Run) -> dict[Key, list[float]]:
     return found
 
 
-def _entries(runs: Sequence[dict[Key, list[float]]]) -> dict[str, dict[str, dict[str, Noise]]]:
+def _entries(runs: Sequence[dict[Key, list[float]]], source: str) -> dict[str, dict[str, dict[str, Noise]]]:
     entries: dict[str, dict[str, dict[str, Noise]]] = {}
     for key in dict.fromkeys(key for run in runs for key in run):
         workload, clock, pair = key
         groups = [run[key] for run in runs if key in run]
         if (noise := _around_zero(groups) if _is_same(pair) else _within(groups)) is not None:
-            entries.setdefault(workload, {}).setdefault(clock, {})[pair] = noise
+            entries.setdefault(workload, {}).setdefault(clock, {})[pair] = dataclasses.replace(noise, source=source)
     return entries
 
 

@@ -247,7 +247,7 @@ class Noise(Strict):
 
     deviation: Annotated[float, Field(ge=0, le=1)]  # standard deviation of the processes' log ratios
     processes: Annotated[int, Field(ge=2)]  # that it was taken from
-    source: str = ""  # commit and time of the runs that it was learned from; empty: those of its record
+    source: str = ""  # the commits of the runs that it was learned from, or commit and time; empty: those of its record
 
 
 @dataclass(frozen=True)

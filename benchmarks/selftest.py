@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import math
 import random
 import time
@@ -18,12 +17,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeFloat
 
 from benchmarks import gate, measure, results, session, stats, whole, workloads
 from benchmarks.measure import sides
 from benchmarks.mutants import MUTANTS, Mutant
-from benchmarks.policy import BESIDE_BASE, Policy, slowdown_tolerance
+from benchmarks.policy import BESIDE_BASE, Policy, processes_wanted, slowdown_tolerance
 
 SAME = "same code"
 MOST_DOUBTED = 0.05  # of runs of the same code
@@ -41,8 +42,8 @@ class Outcome(results.Strict):
     slowdown: float  # the largest found, of the judged questions
     where: str  # workload and clock of it, or of the verdict
     reason: str
-    looks: int
-    seconds: float  # for which the device was used
+    looks: Annotated[int, Field(ge=1)]
+    seconds: NonNegativeFloat  # for which the device was used
     commit: str | None  # that was tested, and tested with; a + behind it, of a checkout with changes
 
     def __post_init__(self) -> None:
@@ -72,8 +73,8 @@ class Selftest(results.Record):
     VERSION = 3
 
     environment: results.Environment
-    command: str
-    runs: tuple[Outcome, ...]
+    command: str  # those of the parts, where it was merged
+    runs: Annotated[tuple[Outcome, ...], Field(min_length=1)]
     power: tuple[Power, ...]
 
 
@@ -133,7 +134,7 @@ def _selftest(options: argparse.Namespace) -> int:
         raise ValueError("selftest: expected --same or --planted; there is nothing to show yet")
     noise = session.noise_of(record.environment.device)
     if noise is not None:
-        record = dataclasses.replace(record, power=powers(noise, record.environment.device_type))
+        record = dataclasses.replace(record, power=_powers(noise, record.environment.device_type))
     results.save(record, options.output)
     print(table(record))
     verdict = _verdict(record.runs)
@@ -194,10 +195,18 @@ def _merged(record: Selftest | None, other: Selftest, path: Path) -> Selftest:
         return other
     if other.environment.device != record.environment.device:
         raise results.RecordError(f"{path}: of {other.environment.device}, not {record.environment.device}")
-    return dataclasses.replace(record, runs=(*record.runs, *(run for run in other.runs if run not in record.runs)))
+    for name in results.VERSIONS:
+        here, there = getattr(record.environment, name), getattr(other.environment, name)
+        if here != there:
+            raise results.RecordError(f"{path}: with {name} {there}, not {here}")
+    return dataclasses.replace(
+        record,
+        command="; ".join(dict.fromkeys([*record.command.split("; "), other.command])),
+        runs=(*record.runs, *(run for run in other.runs if run not in record.runs)),
+    )
 
 
-def powers(noise: results.NoiseRecord, device_type: str) -> tuple[Power, ...]:
+def _powers(noise: results.NoiseRecord, device_type: str) -> tuple[Power, ...]:
     """For every workload and clock, as parts of a run over all of them."""
     policy = Policy()
     known = [
@@ -206,33 +215,40 @@ def powers(noise: results.NoiseRecord, device_type: str) -> tuple[Power, ...]:
         for clock, pairs in clocks.items()
         if clock in policy.slowdowns[device_type] and BESIDE_BASE in pairs
     ]
-    comparisons = len(known) * 2  # beside the reference, too
-    first = session.PROCESSES[device_type]
-    found = []
-    for workload, clock, one in known:
-        further = session.further_processes(policy, device_type, workload, noise, comparisons)
-        looks = [*itertools.accumulate(further, initial=first)]
-        found.append(_power(workload, clock, one, device_type, comparisons, looks))
-    return tuple(found)
+    limits = sum(clock in policy.fused_tolerances for _, clock, _ in known)
+    comparisons = len(known) * 2 + limits  # as in `gate.judge`, beside the reference and its baseline too
+    return tuple(_power(workload, clock, one, device_type, comparisons) for workload, clock, one in known)
 
 
-def _power(
-    workload: str, clock: str, noise: results.Noise, device_type: str, comparisons: int, looks: Sequence[int]
-) -> Power:
+def _power(workload: str, clock: str, noise: results.Noise, device_type: str, comparisons: int) -> Power:
     policy = Policy()
     rng = random.Random(f"{workload} {clock}")
+    first = session.PROCESSES[device_type]
+    *early, at_once = session.MORE_PROCESSES[device_type]
+    most = session.MOST_PROCESSES[device_type]
     error = policy.look_error()
     slowdown = SLOWDOWNS[clock]
 
+    def decided(logs: Sequence[float]) -> gate.Status:
+        tolerance = slowdown_tolerance(policy, device_type, clock, noise, len(logs))
+        return gate.slowdown_status(logs, noise, tolerance, error, error / comparisons)[0]
+
     def end(slower: float) -> gate.Status:
-        logs = [rng.gauss(math.log1p(slower), noise.deviation) for _ in range(looks[-1])]
-        status = gate.Status.INCONCLUSIVE
-        for processes in looks:
-            tolerance = slowdown_tolerance(policy, device_type, clock, noise, processes)
-            status, _ = gate.slowdown_status(logs[:processes], noise, tolerance, error, error / comparisons)
-            if status is not gate.Status.INCONCLUSIVE:
-                break
-        return status
+        # The deviation is known from so many processes: its square lies about the estimate as 1 / chi2 does.
+        deviation = noise.deviation * math.sqrt(noise.processes / rng.gammavariate(noise.processes / 2, 2))
+        logs = [rng.gauss(math.log1p(slower), deviation) for _ in range(most)]
+        count = first
+        for more in early:
+            if (status := decided(logs[:count])) is not gate.Status.INCONCLUSIVE:
+                return status
+            count += more
+        if (status := decided(logs[:count])) is not gate.Status.INCONCLUSIVE:
+            return status
+        wanted = processes_wanted(policy, device_type, clock, logs[:count], noise, comparisons, most)
+        count += at_once
+        while count < wanted and count + at_once <= most:
+            count += at_once
+        return decided(logs[:count])
 
     slower = [end(slowdown) for _ in range(SIMULATED_RUNS)]
     same = [end(0.0) for _ in range(SIMULATED_RUNS)]
@@ -240,7 +256,7 @@ def _power(
         workload,
         clock,
         noise.deviation,
-        stats.detectable(noise, looks[0], 0.0, error, policy.power),
+        stats.detectable(noise, first, 0.0, error, policy.power),
         slowdown,
         slower.count(gate.Status.REGRESSION) / SIMULATED_RUNS,
         same.count(gate.Status.REGRESSION) / SIMULATED_RUNS,

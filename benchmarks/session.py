@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks import gate, measure, results, workloads
+from benchmarks import gate, measure, results, stats, workloads
 from benchmarks.measure.sides import INSTALLED, Side
-from benchmarks.policy import Policy, processes_wanted
+from benchmarks.policy import BESIDE_BASE, Policy, processes_wanted
 
 BASELINES = Path(__file__).with_name("baselines")
 PROCESSES = {"cuda": 3, "cpu": 5}  # of each side
-# For workloads in doubt, at the further looks; on a GPU as many again each time. Where processes differ by 0.58 %, as
-# those of diffusers' step on an H200, 2 % are seen in 72 of 100 simulated runs with 9 processes, and in 92 with 12.
+# For workloads in doubt, at the further looks; on a GPU as many again each time. Where processes differ by 0.58 %,
+# 2 % are seen in 72 of 100 simulated runs with 9 processes, and in 92 with 12.
 MORE_PROCESSES = {"cuda": (3, 6), "cpu": (3, 3)}
-# Beside a base, and where the known noise asks for more, the last look is taken in several rounds: not at once, because
-# all processes hold the logits.
-MOST_PROCESSES = 24
+# Beside a base, the last look goes on in rounds of as many, up to so many in all, where it takes them to see twice the
+# tolerance; not at once, because all processes hold the logits. On a CPU it would mostly be the most.
+MOST_PROCESSES = {"cuda": 30, "cpu": 11}
 LINE_SECONDS = 15.0  # between lines of progress in a log
 
 
@@ -59,38 +59,45 @@ def judged(
     """
     policy = Policy()
     run = measured(chosen, title=title, head=head, base=base, skipped=skipped, processes=processes, seed=seed)
-    device_type, noise = run.environment.device_type, noise_of(run.environment.device)
-    for look, at_once in enumerate(MORE_PROCESSES[device_type][: policy.looks - 1]):
-        keep(run)
-        judgement = judge(run)
+    keep(run)
+    judgement = judge(run)
+    device_type = run.environment.device_type
+    for look, at_once in enumerate(MORE_PROCESSES[device_type][: policy.looks - 1], start=2):
         if not judgement.doubtful():
-            return run, judgement, look + 1
+            return run, judgement, look - 1
         doubtful, _ = workloads.select(judgement.doubtful(), gpu=True)
-        comparisons = len(judgement.verdicts)
-        rounds = {
-            workload: 1 if base is None else
-            further_processes(policy, device_type, workload.name, noise, comparisons)[look] // at_once
-            for workload in doubtful
-        }  # fmt: skip
-        for number in range(max(rounds.values())):
+        wanted = _wanted(policy, run, judgement) if look == policy.looks else {}
+        while doubtful:
             more = measured(
-                [workload for workload in doubtful if number < rounds[workload]], title="In doubt, measuring more",
-                head=head, base=base, processes=at_once, seed=seed,
+                doubtful, title="In doubt, measuring more", head=head, base=base, processes=at_once, seed=seed,
                 first_process=1 + max(check.process for check in run.checks),
             )  # fmt: skip
             run = run.with_more(more)
-    keep(run)
-    return run, judge(run), policy.looks
+            keep(run)
+            most = MOST_PROCESSES[device_type] - at_once
+            taken = Counter(check.workload for check in run.checks)
+            doubtful = [
+                one for one in doubtful if taken[one.name] < wanted.get(one.name, 0) and taken[one.name] <= most
+            ]
+        judgement = judge(run)
+    return run, judgement, policy.looks
 
 
-def further_processes(
-    policy: Policy, device_type: str, workload: str, noise: results.NoiseRecord | None, comparisons: int
-) -> tuple[int, ...]:
-    """How many processes a workload in doubt is measured in at each further look, beside a base."""
-    *early, last = MORE_PROCESSES[device_type]
-    before = PROCESSES[device_type] + sum(early)
-    wanted = processes_wanted(policy, device_type, workload, noise, comparisons, MOST_PROCESSES)
-    return (*early, last * max(1, math.ceil((wanted - before) / last)))
+def _wanted(policy: Policy, run: results.Run, judgement: gate.Judgement) -> dict[str, int]:
+    """In how many processes the workloads should be measured whose slowdown is in doubt."""
+    known = noise_of(run.environment.device)
+    device_type = run.environment.device_type
+    wanted: dict[str, int] = {}
+    for doubt in judgement.doubts():
+        if doubt.question != "slowdown" or not (series := gate.slowdown_series(run, doubt.workload, doubt.clock)):
+            continue
+        noise = known.of(doubt.workload, doubt.clock, BESIDE_BASE) if known else None
+        count = processes_wanted(
+            policy, device_type, doubt.clock, stats.ratios(series), noise, judgement.comparisons,
+            MOST_PROCESSES[device_type],
+        )  # fmt: skip
+        wanted[doubt.workload] = max(wanted.get(doubt.workload, 0), count)
+    return wanted
 
 
 def measured(

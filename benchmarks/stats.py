@@ -105,9 +105,7 @@ def detectable(noise: Noise, processes: int, tolerance: float, error: float, pow
     return math.expm1(math.log1p(tolerance) + _margin(noise, processes, error, power))
 
 
-def processes_to_tell(
-    noise: Noise, slowdown: float, tolerance: float, error: float, power: float, most: int
-) -> int:  # fmt: skip
+def processes_to_tell(noise: Noise, slowdown: float, tolerance: float, error: float, power: float, most: int) -> int:
     """The fewest processes in which such a slowdown is told from `tolerance` in `power` of all runs; at most `most`."""
     enough = (count for count in range(1, most) if detectable(noise, count, tolerance, error, power) <= slowdown)
     return next(enough, most)

@@ -260,8 +260,14 @@ def test_verify_refuses_what_nothing_can_be_judged_by(record, judged, message, c
 def test_verify_tells_what_else_the_record_was_judged_by(record, capsys):
     run = _whole()
     case = gate.Case(dataclasses.replace(Policy(), error=0.5))
-    assert cli.main(["verify", record(verification.with_verdicts(run, case, gate.judge(run, case)))]) == 0
-    assert "It was judged by another policy than this repository's: error 0.5; here 0.05" in capsys.readouterr().out
+    path = record(verification.with_verdicts(run, case, gate.judge(run, case)))
+    assert cli.main(["verify", path]) == 0
+    difference = "It was judged by another policy than this repository's: error 0.5; here 0.05"
+    assert difference in capsys.readouterr().out
+    assert cli.main(["verify", path, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["status"] == "PASS"
+    assert difference in "".join(told["judged_otherwise"])
 
 
 def test_a_part_is_a_pass_of_a_measurement_only_where_it_was_asked_for(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -19,6 +20,16 @@ def test_a_busy_machine_is_not_fit(monkeypatch, capsys, load, code):
     printed = capsys.readouterr().out
     assert ("MEND  load" in printed) is bool(code)
     assert "known noise of this device: none" in printed
+
+
+def test_what_is_found_is_there_for_machines(monkeypatch, capsys):
+    monkeypatch.setattr(os, "getloadavg", lambda: (64.0, 0.0, 0.0))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main(["doctor", "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["fit"] is False
+    assert any(one["what"].startswith("load") for one in found["findings"] if one["fit"] is False)
+    assert found["environment"]["torch"]
 
 
 class _Gpu:

@@ -245,13 +245,16 @@ def test_what_had_ended_before_an_interrupt_is_kept(tmp_path, peers, capsys):
     path = tmp_path / "table.json"
     arguments = ("--workload", "2x4x1600-fp32-50", "--peer", f"{peers}:interrupting")
     assert run(*arguments, "--json", path) == 130
-    assert f"interrupted; --json {path} holds the workloads that ended" in capsys.readouterr().err
+    assert "interrupted; the record is written after every workload" in capsys.readouterr().err
     record = results.load(KernelTable, path)
-    assert record.workloads == (SMALL,)
+    assert record.workloads == (SMALL, "2x4x1600-fp32-50")
+    assert record.absences == (
+        Absence("2x4x1600-fp32-50", results.INPUTS, "failed", "it ended before they were reached"),
+    )
     assert {one.implementation for one in record.times} >= {"fused", "reference", "peers.interrupting"}
     assert list(tmp_path.glob("*.part")) == []
     assert run(*arguments) == 130
-    assert "interrupted; without --json all is lost" in capsys.readouterr().err
+    assert "interrupted; what was measured is lost" in capsys.readouterr().err
 
 
 def test_a_peer_that_writes_the_logits_is_wrong(tmp_path, peers, capsys):

@@ -114,11 +114,22 @@ def test_records_of_one_device_are_merged_and_of_another_refused(selftests, caps
     selftests("--planted", "1", "--mutant", "second-pass", output="b.json")
     code, record = selftests("--merge", str(selftests.folder / "a.json"), str(selftests.folder / "b.json"))
     assert (code, len(record["runs"])) == (0, 3)
-    other = json.loads((selftests.folder / "b.json").read_text())
-    other["environment"]["device"] = "NVIDIA Other"
-    (selftests.folder / "b.json").write_text(json.dumps(other))
-    assert cli.main(["selftest", "--output", "x.json", "--merge", *map(str, selftests.folder.glob("[ab].json"))]) == 2
-    assert "NVIDIA" in capsys.readouterr().err
+    assert record["command"].count("; ") <= 1
+    kept = json.loads((selftests.folder / "b.json").read_text())
+    for name, value in (("device", "NVIDIA Other"), ("torch", "1.0")):
+        other = {**kept, "environment": {**kept["environment"], name: value}}
+        (selftests.folder / "b.json").write_text(json.dumps(other))
+        paths = map(str, selftests.folder.glob("[ab].json"))
+        assert cli.main(["selftest", "--output", "x.json", "--merge", *paths]) == 2
+        assert value in capsys.readouterr().err
+
+
+def test_a_record_of_no_run_is_none(selftests, capsys):
+    selftests("--same", "1", output="a.json")
+    path = selftests.folder / "a.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "runs": []}))
+    assert cli.main(["selftest", "--output", str(path)]) == 2
+    assert "runs" in capsys.readouterr().err
 
 
 def test_what_can_be_caught_follows_from_the_known_noise(selftests, capsys):

@@ -2,67 +2,92 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from benchmarks import gate, session, workloads
 from benchmarks.measure.sides import Side
 from benchmarks.policy import Policy, processes_wanted
-from benchmarks.results import Check
-from tests.records import NAME, OTHER, make_noise, make_run
+from benchmarks.results import Check, Noise, State
+from tests.records import NAME, OTHER, make_noise, make_run, make_series
 
 BASE = Side(None, None)
-CALM, RESTLESS = 0.003, 0.0076  # standard deviations of processes on the device's clock
+STATE = State("d" * 40, False, "dllm_kernels/__init__.py")
+LOOKS = [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9, 10, 11]]
 
 
-def _judged(monkeypatch, noise, doubts, **options):
-    """The workloads and numbers of processes that are measured where the same ones are in doubt at every look."""
-    measured = []
+def _judged(monkeypatch, doubts, deviation=0.003, noise=None, question="slowdown", accused=(), base=BASE):
+    """What is measured where these workloads are in doubt at every look; NAME's processes differ by so much."""
+    measured, kept = [], []
 
     def measure(chosen, *, processes=None, first_process=0, **_):
-        processes = processes or session.PROCESSES["cuda"]
-        numbers = range(first_process, first_process + processes)
-        measured.append(([workload.name for workload in chosen], list(numbers)))
-        checks = tuple(Check(workload.name, number, True, "equal") for workload in chosen for number in numbers)
-        return make_run({}, checks=checks)
+        names, numbers = [one.name for one in chosen], range(first_process, first_process + (processes or 3))
+        measured.append((names, list(numbers)))
+        checks = tuple(Check(name, number, True, "equal") for name in names for number in numbers)
+        series = tuple(
+            make_series(
+                (name, "device_us"), number, math.exp(deviation * (-1) ** number if name == NAME else 0.0),
+                pair=("fused", "base fused"),
+            )
+            for name in names for number in numbers
+        )  # fmt: skip
+        return make_run({}, base=STATE, checks=checks, series=series)
 
     def judge(run):
-        verdicts = [gate.Verdict(name, "device_us", "slowdown", gate.Status.INCONCLUSIVE, "") for name in doubts]
-        return gate.Judgement((*verdicts, gate.Verdict(NAME, "call_us", "slowdown", gate.Status.PASS, "")), ())
+        def verdicts(names, status):
+            return [gate.Verdict(name, "device_us", question, status, "") for name in names]
+
+        found = verdicts(doubts, gate.Status.INCONCLUSIVE) + verdicts(accused, gate.Status.REGRESSION)
+        return gate.Judgement((*found, gate.Verdict(NAME, "call_us", question, gate.Status.PASS, "")), (), 96)
 
     monkeypatch.setattr(session, "measured", measure)
     monkeypatch.setattr(session, "noise_of", lambda device: noise)
-    *_, looks = session.judged([workloads.WORKLOADS[NAME]], judge, **options)
+    chosen = [workloads.WORKLOADS[name] for name in (NAME, OTHER)]
+    run, _, looks = session.judged(chosen, judge, base=base, keep=kept.append)
+    assert kept[-1] == run
+    assert len(kept) == len(measured)
     return measured, looks
 
 
 def test_without_doubt_there_is_one_look(monkeypatch):
-    measured, looks = _judged(monkeypatch, None, [])
-    assert (len(measured), looks) == (1, 1)
+    measured, looks = _judged(monkeypatch, [])
+    assert (measured, looks) == ([([NAME, OTHER], LOOKS[0])], 1)
 
 
 def test_doubt_doubles_the_processes_at_every_look(monkeypatch):
-    measured, looks = _judged(monkeypatch, None, [NAME], base=BASE)
+    measured, looks = _judged(monkeypatch, [NAME])
     assert looks == 3
-    assert [numbers for _, numbers in measured] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert [numbers for _, numbers in measured] == LOOKS
 
 
-def test_the_last_look_beside_a_base_goes_on_where_the_known_noise_asks_for_it(monkeypatch):
-    noise = make_noise(device=2 * RESTLESS)
-    noise.entries.update(make_noise(device=CALM, workload=OTHER).entries)
-    measured, looks = _judged(monkeypatch, noise, [NAME, OTHER], base=BASE)
-    assert looks == 3
-    (_, last), *more = measured[2:]
-    assert last == [6, 7, 8, 9, 10, 11]
-    assert more == [([NAME], [*range(12, 18)]), ([NAME], [*range(18, session.MOST_PROCESSES)])]
-    alone, _ = _judged(monkeypatch, noise, [NAME, OTHER])  # a speedup's tolerance follows its baseline
-    assert len(alone) == 3
+def test_the_last_look_goes_on_where_processes_differ(monkeypatch):
+    """Of the workload in doubt alone, and whether that was known of the device or not."""
+    for noise in (None, make_noise(device=0.003)):
+        measured, looks = _judged(monkeypatch, [NAME, OTHER], 0.01, noise)
+        assert looks == 3
+        assert [numbers for _, numbers in measured[:3]] == LOOKS
+        rounds = [list(range(first, first + 6)) for first in range(12, session.MOST_PROCESSES["cuda"], 6)]
+        assert measured[3:] == [([NAME], numbers) for numbers in rounds]
+
+
+def test_a_doubtful_speedup_asks_for_no_more(monkeypatch):
+    """Its tolerance follows the noise of its baseline."""
+    measured, _ = _judged(monkeypatch, [NAME], 0.01, question="speedup")
+    assert len(measured) == 3
+
+
+def test_a_workload_that_is_accused_is_not_judged_anew(monkeypatch):
+    measured, _ = _judged(monkeypatch, [NAME, OTHER], accused=[NAME])
+    assert {name for names, _ in measured[1:] for name in names} == {OTHER}
 
 
 @pytest.mark.parametrize(
-    ("deviation", "fewest", "most"), [(0.001, 1, 3), (CALM, 4, 9), (RESTLESS, 18, 24), (0.1, 99, 99)]
+    ("deviation", "fewest", "most"), [(0.001, 1, 3), (0.003, 4, 9), (0.0076, 18, 30), (0.1, 99, 99)]
 )
-def test_noise_asks_for_the_processes_that_tell_twice_what_is_allowed(deviation, fewest, most):
-    noise = make_noise(device=deviation, call=0.001)
-    assert fewest <= processes_wanted(Policy(), "cuda", NAME, noise, 96, 99) <= most
-    assert processes_wanted(Policy(), "cuda", OTHER, noise, 96, 99) == 0
-    assert processes_wanted(Policy(), "cuda", NAME, None, 96, 99) == 0
+def test_twice_what_is_allowed_is_told_in_the_processes_that_are_wanted(deviation, fewest, most):
+    logs = [deviation * sign for sign in (-1, 1, -1, 1, -1, 1)]
+    for noise in (None, Noise(deviation, 12), Noise(deviation / 10, 12)):
+        wanted = processes_wanted(Policy(), "cuda", "device_us", logs, noise, 96, 99)
+        assert fewest <= wanted <= (most if noise else 2 * most + 5)
+    assert processes_wanted(Policy(), "cuda", "device_us", logs[:1], None, 96, 99) == 0

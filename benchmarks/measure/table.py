@@ -69,7 +69,8 @@ def measure_table(
         core = stack.enter_context(machine.cores(1))[0] if gpu else None
         table = _Table(environment.device_type, gpu, core, peers, checked, seed)
 
-        def so_far(ended: Sequence[workloads.Workload]) -> KernelTable:
+        def so_far(left: Sequence[workloads.Workload]) -> KernelTable:
+            unreached = (Absence(one.name, INPUTS, "failed", "it ended before they were reached") for one in left)
             return KernelTable(
                 created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
                 command=command(module, sys.argv[1:]),
@@ -77,7 +78,7 @@ def measure_table(
                 seed=seed,
                 environment=environment,
                 checked=checked,
-                workloads=tuple(workload.name for workload in ended),
+                workloads=tuple(workload.name for workload in chosen),
                 skipped=tuple(workload.name for workload in skipped),
                 implementations=tuple(table.implementations),
                 peers={peer.name: peer.sha256 for peer in peers if peer.sha256},
@@ -85,7 +86,7 @@ def measure_table(
                 clock_methods=CLOCK_METHODS[environment.device_type],
                 floor_searches=dict(table.floor_searches),
                 times=tuple(table.times),
-                absences=tuple(table.absences),
+                absences=(*table.absences, *unreached),
                 blocks=tuple(table.blocks),
             )
 
@@ -96,8 +97,8 @@ def measure_table(
             except _GpuLostError as lost:
                 table.end([one.name for one in chosen[number:]], lost)
                 break
-            keep(so_far(chosen[: number + 1]))
-        return so_far(chosen)
+            keep(so_far(chosen[number + 1 :]))
+        return so_far(())
 
 
 class _TurnError(Exception):
@@ -325,8 +326,10 @@ class _Table:
 
 
 def _expect_gpu(bench: Bench, name: str, error: BaseException) -> None:
-    """Raises:
-    _GpuLostError: what failed has left a GPU on which nothing runs any more.
+    """After a failure, that the GPU still runs what it is given.
+
+    Raises:
+        _GpuLostError: nothing runs any more.
     """
     if bench.device != "cuda":
         return

@@ -63,7 +63,7 @@ def test_the_page_fits_into_a_comment_whatever_is_in_it() -> None:
     run, long = make_compared(), "x" * 10_000
     one = gate.judge(run, CASE).verdicts[0]
     bad = dataclasses.replace(one, status=gate.Status.REGRESSION, reason=long)
-    judgement = gate.Judgement((bad,) * 300, (long,) * 300)
+    judgement = gate.Judgement((bad,) * 300, (long,) * 300, 300)
     outcome = verdict.Outcome((long,) * 300, (verdict.Found(MODEL, run, judgement),) * 3)
     page = text.page(outcome, (f"benchmarks/{long}",) * 200, None, HEAD, BASE)
     assert page.startswith("## perf-verdict: RED")

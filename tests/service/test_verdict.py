@@ -79,7 +79,7 @@ def test_a_regression_of_many_workloads_names_the_first_ones() -> None:
         for name in names
         for clock in ("device_us", "call_us")
     ]
-    judgement = gate.Judgement((*verdicts, gate.Verdict("fine", "call_us", "speedup", gate.Status.PASS, "")), ())
+    judgement = gate.Judgement((*verdicts, gate.Verdict("fine", "call_us", "speedup", gate.Status.PASS, "")), (), 1)
     also = "also workload-1, workload-2, workload-3 and 5 more"
     assert verdict._worst(judgement) == f"workload-0 on device_us, slowdown: slow; {also} (18 of 19 verdicts)"
 
