@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import signal
 import sys
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
     selecting = argparse.ArgumentParser(add_help=False)
     selecting.add_argument("--quick", action="store_true", help="four workloads instead of all")
-    selecting.add_argument("--workload", action="append", metavar="NAME", help="only this one; may be repeated")
+    selecting.add_argument("--workload", action="append", metavar="NAME", help="this one; may be repeated")
     measuring = argparse.ArgumentParser(add_help=False, parents=[selecting])
     measuring.add_argument(
         "--processes",
@@ -177,7 +178,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _percent(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < 100:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 100; got {text}")
     return value
@@ -280,6 +284,8 @@ def _measure_and_judge(
 ) -> tuple[results.Run, gate.Judgement]:
     whole.expect_writable("--output", options.output)
     chosen, skipped = _chosen(options)
+    if options.max_slowdown is not None:
+        _expect_slowdown_of_a_gpu(measure.has_gpu(), base is not None)
     run, judgement, _ = session.judged(
         chosen,
         lambda run: gate.judge(run, _case(run, options)),
@@ -293,6 +299,13 @@ def _measure_and_judge(
     run = verification.with_verdicts(run, _case(run, options), judgement)
     results.save(run, options.output)
     return run, judgement
+
+
+def _expect_slowdown_of_a_gpu(gpu: bool, is_compared: bool) -> None:
+    if not gpu:
+        raise ValueError("--max-slowdown: expected a run on a GPU; on a CPU there is no device clock")
+    if not is_compared:
+        raise ValueError("--max-slowdown: expected a record of `compare`; this one has no base to be slower than")
 
 
 def _chosen(options: argparse.Namespace) -> tuple[list[workloads.AnyWorkload], list[workloads.AnyWorkload]]:
@@ -320,10 +333,7 @@ def _case(run: results.Run, options: argparse.Namespace, asked: Sequence[str] | 
     case = session.case_of(run, options.require_baseline, asked)
     if options.max_slowdown is None:
         return case
-    if run.environment.device_type == "cpu":
-        raise ValueError("--max-slowdown: expected a run on a GPU; on a CPU there is no device clock")
-    if run.base is None:
-        raise ValueError("--max-slowdown: expected a record of `compare`; this one has no base to be slower than")
+    _expect_slowdown_of_a_gpu(run.environment.device_type == "cuda", run.base is not None)
     slowdowns = {
         **case.policy.slowdowns,
         "cuda": {**case.policy.slowdowns["cuda"], "device_us": options.max_slowdown / 100},

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
-        what = "the record is written after every workload" if options.json else "what was measured is lost"
+        what = f"what had ended is in {options.json}, if anything" if options.json else "what was measured is lost"
         print(f"interrupted; {what}, nothing is half written", file=sys.stderr)
         return 130
 

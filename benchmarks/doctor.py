@@ -55,7 +55,7 @@ def _doctor(options: argparse.Namespace) -> int:
     marks = {True: "ok  ", False: "MEND", None: "note"}
     for finding in found:
         print(f"{marks[finding.fit]}  {finding.what}" + (f"\n      {finding.mend}" if finding.mend else ""))
-    print("Fit to measure on." if not unfit else f"Not fit: {unfit} things to mend.")
+    print("Fit to measure on." if not unfit else f"Not fit, to mend: {unfit}.")
     return code
 
 

@@ -403,9 +403,10 @@ def _notes(run: Run, case: Case) -> list[str]:
             old, new = getattr(record, name), getattr(environment, name)
             if old != new:
                 notes.append(f"The {what} was taken with {name} {old}; this run has {new}.")
-    known = [name for name in WORKLOADS if name not in run.skipped]
+    gpu = environment.device_type == "cuda"
+    known = [name for name, one in WORKLOADS.items() if name not in run.skipped and (gpu or not one.needs_gpu)]
     if missing := len([name for name in known if name not in run.workloads]):
-        notes.append(f"A part only: {missing} of the {len(known)} workloads for this device were not asked for.")
+        notes.append(f"A part only: {missing} of the {len(known)} workloads for this device were not measured.")
     if environment.dirty:
         notes.append("The working tree has uncommitted changes: this run enters no history.")
     too_new = [name for name in run.skipped if environment.device_type == "cuda" and may_be_absent(name)]

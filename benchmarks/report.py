@@ -101,9 +101,15 @@ def versions(run: Run | KernelTable) -> str:
     parts = [f"Python {environment.python}", f"torch {environment.torch}", f"triton {environment.triton or 'none'}"]
     if environment.driver:
         parts.append(f"driver {environment.driver}")
-    commit = (environment.commit or "unknown")[:10] + (" + uncommitted changes" if environment.dirty else "")
     took = [f"{run.seconds:.0f} s of measuring"] if run.seconds else []
-    return _printable(", ".join([*parts, f"commit {commit}", run.created, *took]))
+    commit = f"commit {_commit(environment.commit, environment.dirty)}"
+    if isinstance(run, Run) and run.base is not None:
+        commit += f" beside {_commit(run.base.commit, run.base.dirty)}"
+    return _printable(", ".join([*parts, commit, run.created, *took]))
+
+
+def _commit(commit: str | None, dirty: bool) -> str:
+    return (commit or "unknown")[:10] + (" + uncommitted changes" if dirty else "")
 
 
 def print_terminal(run: Run, judgement: Judgement) -> None:

@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,6 +285,10 @@ def _line(outcome: Outcome) -> str:
     )
 
 
+def _clocks(places: Iterable[str]) -> str:
+    return ", ".join(sorted({place.rpartition(" ")[2] for place in places}))
+
+
 def table(record: Selftest) -> str:
     """Every kind of run: how often it ended as it should, the slowdown found, the time taken; and what that shows."""
     from scipy import stats
@@ -296,7 +300,9 @@ def table(record: Selftest) -> str:
         right = sum(map(_good, runs))
         found = f"{min(r.slowdown for r in runs):+.1%} to {max(r.slowdown for r in runs):+.1%}"
         seconds = sum(r.seconds for r in runs) / len(runs)
-        lines.append(f"{name:22} {right:>3}/{len(runs):<3}  {found:>16}  {runs[0].where:36} {seconds:7.0f}")
+        places = {outcome.where for outcome in runs}
+        where = runs[0].where if len(places) == 1 else f"{len(places)} places, on {_clocks(places)}"
+        lines.append(f"{name:22} {right:>3}/{len(runs):<3}  {found:>16}  {where:36} {seconds:7.0f}")
     same = [outcome for outcome in outcomes if outcome.planted == SAME]
     if same:
         false = sum(outcome.status == "REGRESSION" for outcome in same)
@@ -311,10 +317,11 @@ def table(record: Selftest) -> str:
     commits = Counter((one.commit or "none")[:10] + "+" * (one.commit or "").endswith("+") for one in outcomes)
     lines.append(f"commits: {', '.join(f'{commit} ({runs} runs)' for commit, runs in commits.items())}")
     if record.power:
+        lines += ["", "of a run over all workloads, by simulation from the known noise of this device:"]
         heads = f"{'deviation':>9} {'seen from':>9} {'caught, of':>16} {'accused':>8} {'in doubt':>8}"
-        lines += ["", f"{'workload':24} {'clock':10} {heads}"]
+        lines.append(f"{'workload':33} {'clock':10} {heads}")
     lines += [
-        f"{p.workload:24} {p.clock:10} {p.deviation:9.2%} {p.told_from_none:9.2%} {p.caught:9.1%} {p.slowdown:+6.0%} "
+        f"{p.workload:33} {p.clock:10} {p.deviation:9.2%} {p.told_from_none:9.2%} {p.caught:9.1%} {p.slowdown:+6.0%} "
         f"{p.accused:8.1%} {p.doubted:8.1%}"
         for p in record.power
     ]

@@ -69,13 +69,27 @@ def test_help_of_a_command_ends_in_examples_and_exit_codes(command, capsys):
     assert "exit code" in printed.lower()
 
 
-@pytest.mark.parametrize("percent", ["nan", "0", "-1", "100"])
+@pytest.mark.parametrize("percent", ["nan", "0", "-1", "100", "much"])
 def test_a_tolerance_that_is_no_share_is_refused_before_anything_is_measured(percent, monkeypatch, capsys):
     monkeypatch.setattr(measure, "measure", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(SystemExit) as left:
         cli.main(["compare", "HEAD", "--workload", NAME, "--max-slowdown", percent])
     assert left.value.code == 2
     assert "between 0 and 100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gpu", "message"),
+    [(["compare", "HEAD"], False, "expected a run on a GPU"), (["bench"], True, "expected a record of `compare`")],
+)
+def test_a_slowdown_that_cannot_be_judged_is_refused_before_anything_is_measured(
+    arguments, gpu, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(measure, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(measure, "measure", lambda *_, **__: pytest.fail("measured"))
+    output = str(tmp_path / "run.json")
+    assert cli.main([*arguments, "--workload", NAME, "--max-slowdown", "2", "--output", output]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_gate_takes_a_part_for_a_pass_only_when_asked_to(record, capsys):

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.gate import Case, judge
-from tests.records import CPU, GPU, NAME, OTHER, make_run, steady
+from tests.records import CPU, GPU, NAME, OTHER, make_compared, make_run, steady
 
 
 @pytest.fixture
@@ -32,6 +32,12 @@ def test_terminal(passing, capsys):
     assert "PASS on NVIDIA Test (GPU): 4 PASS" in text
     assert re.search(rf"{NAME}.*device_us.*10\.0.*150.*15\.00x \[.*\].*818.*PASS", text)
     assert "Left out, because they need a GPU: 128x32x157184-bf16-100." in text
+
+
+def test_both_states_of_a_comparison_are_named(capsys):
+    run = make_compared()
+    report.print_terminal(run, judge(run, Case()))
+    assert "commit aaaaaaaaaa beside dddddddddd" in " ".join(capsys.readouterr().out.split())
 
 
 def test_brackets_in_a_record_are_no_markup(capsys):

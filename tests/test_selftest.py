@@ -141,7 +141,7 @@ def test_what_can_be_caught_follows_from_the_known_noise(selftests, capsys):
         assert power["caught"] >= caught if caught else power["caught"] < 0.5
         assert power["told_from_none"] == pytest.approx(told_from, rel=0.1)
         assert power["accused"] <= 0.02
-    assert f"{QUICK[0]:24} device_us" in capsys.readouterr().out
+    assert f"{QUICK[0]:33} device_us" in capsys.readouterr().out
 
 
 def test_nothing_to_do_is_an_error(selftests, capsys):

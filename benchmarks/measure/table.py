@@ -70,7 +70,9 @@ def measure_table(
         table = _Table(environment.device_type, gpu, core, peers, checked, seed)
 
         def so_far(left: Sequence[workloads.Workload]) -> KernelTable:
-            unreached = (Absence(one.name, INPUTS, "failed", "it ended before they were reached") for one in left)
+            unreached = (
+                Absence(one.name, INPUTS, "failed", "not reached: the measurement ended before") for one in left
+            )
             return KernelTable(
                 created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
                 command=command(module, sys.argv[1:]),
