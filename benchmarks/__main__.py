@@ -219,7 +219,8 @@ def _verify(options: argparse.Namespace) -> int:
         print(json.dumps({**report.plain(run, judgement), "judged_otherwise": others}, indent=1))
         return judgement.status.value
     print(f"{options.record}: all {len(judgement.verdicts)} verdicts follow from its samples.")
-    print("\n".join(others), end="\n" * bool(others))
+    for other in others:
+        print(other)
     print(report.headline(run, judgement))
     return judgement.status.value
 

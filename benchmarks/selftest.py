@@ -24,7 +24,7 @@ from pydantic import Field, NonNegativeFloat
 from benchmarks import gate, measure, results, session, stats, whole, workloads
 from benchmarks.measure import sides
 from benchmarks.mutants import MUTANTS, Mutant
-from benchmarks.policy import BESIDE_BASE, Policy, processes_wanted, slowdown_tolerance
+from benchmarks.policy import BESIDE_BASE, Policy, slowdown_tolerance
 
 SAME = "same code"
 MOST_DOUBTED = 0.05  # of runs of the same code
@@ -224,7 +224,7 @@ def _power(workload: str, clock: str, noise: results.Noise, device_type: str, co
     policy = Policy()
     rng = random.Random(f"{workload} {clock}")
     first = session.PROCESSES[device_type]
-    *early, at_once = session.MORE_PROCESSES[device_type]
+    early = session.MORE_PROCESSES[device_type][:-1]
     most = session.MOST_PROCESSES[device_type]
     error = policy.look_error()
     slowdown = SLOWDOWNS[clock]
@@ -244,11 +244,7 @@ def _power(workload: str, clock: str, noise: results.Noise, device_type: str, co
             count += more
         if (status := decided(logs[:count])) is not gate.Status.INCONCLUSIVE:
             return status
-        wanted = processes_wanted(policy, device_type, clock, logs[:count], noise, comparisons, most)
-        count += at_once
-        while count < wanted and count + at_once <= most:
-            count += at_once
-        return decided(logs[:count])
+        return decided(logs[: session.last_processes(policy, device_type, clock, logs[:count], noise, comparisons)])
 
     slower = [end(slowdown) for _ in range(SIMULATED_RUNS)]
     same = [end(0.0) for _ in range(SIMULATED_RUNS)]

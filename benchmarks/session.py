@@ -55,7 +55,7 @@ def judged(
     """Measure until `judge` has decided everything, or there is no further look; the run, the judgement, and how many
     looks it took.
 
-    What is in doubt is measured in further processes. `keep` is given the run after every look.
+    What is in doubt is measured in further processes. `keep` is given the run whenever it has grown.
     """
     policy = Policy()
     run = measured(chosen, title=title, head=head, base=base, skipped=skipped, processes=processes, seed=seed)
@@ -66,7 +66,7 @@ def judged(
         if not judgement.doubtful():
             return run, judgement, look - 1
         doubtful, _ = workloads.select(judgement.doubtful(), gpu=True)
-        wanted = _wanted(policy, run, judgement) if look == policy.looks else {}
+        ends = _last_processes(policy, run, judgement) if look == policy.looks else {}
         while doubtful:
             more = measured(
                 doubtful, title="In doubt, measuring more", head=head, base=base, processes=at_once, seed=seed,
@@ -74,30 +74,38 @@ def judged(
             )  # fmt: skip
             run = run.with_more(more)
             keep(run)
-            most = MOST_PROCESSES[device_type] - at_once
             taken = Counter(check.workload for check in run.checks)
-            doubtful = [
-                one for one in doubtful if taken[one.name] < wanted.get(one.name, 0) and taken[one.name] <= most
-            ]
+            doubtful = [one for one in doubtful if taken[one.name] < ends.get(one.name, 0)]
         judgement = judge(run)
     return run, judgement, policy.looks
 
 
-def _wanted(policy: Policy, run: results.Run, judgement: gate.Judgement) -> dict[str, int]:
-    """In how many processes the workloads should be measured whose slowdown is in doubt."""
+def _last_processes(policy: Policy, run: results.Run, judgement: gate.Judgement) -> dict[str, int]:
+    """In how many processes the workloads have been measured, whose slowdown is in doubt, when the last look ends."""
     known = noise_of(run.environment.device)
-    device_type = run.environment.device_type
-    wanted: dict[str, int] = {}
+    found: dict[str, int] = {}
     for doubt in judgement.doubts():
         if doubt.question != "slowdown" or not (series := gate.slowdown_series(run, doubt.workload, doubt.clock)):
             continue
         noise = known.of(doubt.workload, doubt.clock, BESIDE_BASE) if known else None
-        count = processes_wanted(
-            policy, device_type, doubt.clock, stats.ratios(series), noise, judgement.comparisons,
-            MOST_PROCESSES[device_type],
-        )  # fmt: skip
-        wanted[doubt.workload] = max(wanted.get(doubt.workload, 0), count)
-    return wanted
+        count = last_processes(
+            policy, run.environment.device_type, doubt.clock, stats.ratios(series), noise, judgement.comparisons
+        )
+        found[doubt.workload] = max(found.get(doubt.workload, 0), count)
+    return found
+
+
+def last_processes(
+    policy: Policy, device_type: str, clock: str, logs: Sequence[float], noise: results.Noise | None, comparisons: int
+) -> int:
+    """In how many processes a comparison has been measured when the last look ends, which begins after these: one round
+    at least, and further ones while they are wanted and there may be as many."""
+    at_once, most = MORE_PROCESSES[device_type][-1], MOST_PROCESSES[device_type]
+    wanted = processes_wanted(policy, device_type, clock, logs, noise, comparisons, most)
+    count = len(logs) + at_once
+    while count < wanted and count + at_once <= most:
+        count += at_once
+    return count
 
 
 def measured(

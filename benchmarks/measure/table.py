@@ -339,8 +339,8 @@ def _expect_gpu(bench: Bench, name: str, error: BaseException) -> None:
         bench.torch.cuda.synchronize()
     except RuntimeError:
         raise _GpuLostError(
-            f"nothing runs on the GPU any more after {name} failed ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}): measure again without it"
+            f"nothing runs on the GPU any more after {name} failed; measure again without it "
+            f"({type(error).__name__}: {error})"
         ) from error
 
 
