@@ -42,6 +42,8 @@ OUTPUT = Path(os.environ.get("DLLM_KERNELS_OUTPUT", Path(__file__).resolve().par
 USAGE_ERROR = 2
 
 EXIT_CODES = "Exit codes: 0 pass, 1 regression, 2 usage or environment error, 3 inconclusive."
+WITHOUT_VERDICT = ("run", "report", "baseline", "noise", "record", "machine")
+EXIT_CODES_WITHOUT = "Exit codes: 0 done, 2 usage or environment error."
 EXAMPLES = """examples:
   python -m benchmarks doctor                    is this machine fit to measure on
   python -m benchmarks bench                     measure, judge, add to the history, publish: what `make bench` does
@@ -56,7 +58,9 @@ EXAMPLES = """examples:
   python -m benchmarks compare HEAD HEAD --processes 10 --output same-1.json
   python -m benchmarks noise same-1.json same-2.json same-3.json --accept
   python -m benchmarks e2e                       decode word problems with the step in three modes
+  python -m benchmarks noise more.json --accept --add  further processes of the same code
   python -m benchmarks selftest --same 30 --planted 5 --output selftest.json
+  python -m benchmarks selftest --show benchmarks/evidence/selftest-nvidia-h200.json
 """
 
 
@@ -151,6 +155,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of `compare HEAD HEAD`; {noise.LEAST_PROCESSES} processes of a pair in all",
     )
     learn.add_argument("--accept", action="store_true", required=True, help="say that you mean it")
+    learn.add_argument(
+        "--add", action="store_true", help="to what is known already of the same code, as further processes of it"
+    )
     learn.set_defaults(command=_noise)
     bench = commands.add_parser(
         "bench", parents=[measuring, judging], help="the whole path, from measuring to the page"
@@ -172,7 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, one in commands.choices.items():
         if one.epilog is None:
             examples = [line for line in EXAMPLES.splitlines() if f"benchmarks {name} " in line]
-            one.epilog = "\n".join([*(["examples:"] if examples else []), *examples, "", EXIT_CODES])
+            codes = EXIT_CODES_WITHOUT if name in WITHOUT_VERDICT else EXIT_CODES
+            one.epilog = "\n".join([*(["examples:"] if examples else []), *examples, "", codes])
             one.formatter_class = argparse.RawDescriptionHelpFormatter
     return parser
 
@@ -250,7 +258,7 @@ def _print_lower(accepted: results.Baseline, older: results.Baseline) -> None:
 
 def _noise(options: argparse.Namespace) -> int:
     runs = [results.load(results.Run, path) for path in options.records]
-    learned = noise.learned(runs, session.noise_of(runs[0].environment.device))
+    learned = noise.learned(runs, session.noise_of(runs[0].environment.device), add=options.add)
     path = session.noise_path(learned.device)
     results.save(learned, path)
     print(f"Known noise of {learned.device}: {path}. It counts once it is reviewed and merged.")
@@ -285,6 +293,8 @@ def _measure_and_judge(
 ) -> tuple[results.Run, gate.Judgement]:
     whole.expect_writable("--output", options.output)
     chosen, skipped = _chosen(options)
+    if options.require_baseline:
+        session.expect_baseline(measure.device())
     if options.max_slowdown is not None:
         _expect_slowdown_of_a_gpu(measure.has_gpu(), base is not None)
     run, judgement, _ = session.judged(

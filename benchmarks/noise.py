@@ -25,14 +25,14 @@ def pair_name(series: Series) -> str:
     return f"{series.implementation} beside {series.beside}"
 
 
-def learned(runs: Sequence[Run], known: NoiseRecord | None = None) -> NoiseRecord:
+def learned(runs: Sequence[Run], known: NoiseRecord | None = None, *, add: bool = False) -> NoiseRecord:
     """The noise that runs show of commits alone or beside themselves; of pairs of today's workloads that they do not
-    hold, what was known before.
+    hold, what was known before. With `add`, of the others too: these runs are further processes of it.
 
     Raises:
-        ValueError: one run is there twice, of another device or version than the others, of a commit beside another, of
-            edited code, or with a wrong result; or there are too few processes of every pair; or what would be kept of
-            `known` was measured with another version.
+        ValueError: one run is there twice, or was added before, is of another device or version than the others, of a
+            commit beside another, of edited code, or with a wrong result; or there are too few processes of every pair;
+            or what would be kept of `known` was measured with another version; or there is nothing to add to.
     """
     expect_one(SAME, runs)
     first = runs[0].environment
@@ -49,13 +49,13 @@ def learned(runs: Sequence[Run], known: NoiseRecord | None = None) -> NoiseRecor
             )
         if failed := [check for check in run.checks if not check.passed]:
             raise ValueError(f"records: a result was wrong, {failed[0].workload}: {failed[0].detail}")
-    commits = list(dict.fromkeys(run.environment.commit for run in runs))
-    entries = _entries([_logs(run) for run in runs], ", ".join(map(str, commits)) if len(commits) > 1 else "")
+    record = NoiseRecord(
+        first.device, runs[0].created, first.commit, first.torch, first.triton, first.driver, {}
+    )  # fmt: skip
+    entries = _entries(runs, _known_without(runs, known, record) if add else None)
     if not entries:
         raise ValueError(f"records: expected {LEAST_PROCESSES} processes of a pair in all; got fewer of every pair")
-    record = NoiseRecord(
-        first.device, runs[0].created, first.commit, first.torch, first.triton, first.driver, entries
-    )  # fmt: skip
+    record = dataclasses.replace(record, entries=entries)
     if known is not None and known.device == first.device:
         _add_known(record, known)
     ordered = {name: entries[name] for name in WORKLOADS if name in entries}
@@ -87,13 +87,37 @@ def _logs(run: Run) -> dict[Key, list[float]]:
     return found
 
 
-def _entries(runs: Sequence[dict[Key, list[float]]], source: str) -> dict[str, dict[str, dict[str, Noise]]]:
+def _known_without(runs: Sequence[Run], known: NoiseRecord | None, record: NoiseRecord) -> NoiseRecord:
+    """What is known of that device with those versions, in which the runs are not yet."""
+    if known is None or known.device != record.device:
+        raise ValueError(f"--add: expected known noise of {record.device} to add to; there is none")
+    expect_versions_of(known, record)
+    sources = {one.source for clocks in known.entries.values() for pairs in clocks.values() for one in pairs.values()}
+    for run in runs:
+        if run.created == known.created or any(run.created in source for source in sources):
+            raise ValueError(f"records: that of {run.created} is in the known noise already")
+    return known
+
+
+def _entries(runs: Sequence[Run], known: NoiseRecord | None) -> dict[str, dict[str, dict[str, Noise]]]:
+    """Of what the runs hold, together with what is known of it already."""
+    of_runs = [_logs(run) for run in runs]
+    commits = list(dict.fromkeys(str(run.environment.commit) for run in runs))
     entries: dict[str, dict[str, dict[str, Noise]]] = {}
-    for key in dict.fromkeys(key for run in runs for key in run):
-        workload, clock, pair = key
-        groups = [run[key] for run in runs if key in run]
-        if (noise := _around_zero(groups) if _is_same(pair) else _within(groups)) is not None:
-            entries.setdefault(workload, {}).setdefault(clock, {})[pair] = dataclasses.replace(noise, source=source)
+    for workload, clock, pair in dict.fromkeys(key for logs in of_runs for key in logs):
+        groups = [logs[workload, clock, pair] for logs in of_runs if (workload, clock, pair) in logs]
+        to_the_mean = 0 if _is_same(pair) else 1  # degrees of freedom that its estimate takes
+        squares, freedom = (_within if to_the_mean else _around_zero)(groups)
+        source = ", ".join(commits) if len(commits) > 1 else ""
+        before = known.of(workload, clock, pair) if known else None
+        if known and before:
+            squares += before.deviation**2 * (before.processes - to_the_mean)
+            freedom += before.processes - to_the_mean
+            added = (f"{run.environment.commit} of {run.created}" for run in runs)
+            source = ", ".join([before.source or str(known.commit), *added])
+        if freedom + to_the_mean >= LEAST_PROCESSES:
+            noise = Noise(math.sqrt(squares / freedom), freedom + to_the_mean, source)
+            entries.setdefault(workload, {}).setdefault(clock, {})[pair] = noise
     return entries
 
 
@@ -102,18 +126,14 @@ def _is_same(pair: str) -> bool:
     return left == right
 
 
-def _around_zero(groups: Iterable[Sequence[float]]) -> Noise | None:
-    """Of the same code beside itself, whose true log ratio is 0: what a whole run is off by counts too."""
+def _around_zero(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """Squares and degrees of freedom of the same code beside itself, whose true log ratio is 0: what a whole run is off
+    by counts too."""
     values = [value for group in groups for value in group]
-    if len(values) < LEAST_PROCESSES:
-        return None
-    return Noise(math.sqrt(sum(value**2 for value in values) / len(values)), len(values))
+    return sum(value**2 for value in values), len(values)
 
 
-def _within(groups: Sequence[Sequence[float]]) -> Noise | None:
+def _within(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
     """Of a ratio that nobody knows, within runs: a shift between runs may be another GPU's."""
-    freedom = sum(len(group) - 1 for group in groups)
-    if freedom < LEAST_PROCESSES - 1:
-        return None
     squares = sum(sum((value - sum(group) / len(group)) ** 2 for value in group) for group in groups)
-    return Noise(math.sqrt(squares / freedom), freedom + 1)
+    return squares, sum(len(group) - 1 for group in groups)

@@ -87,7 +87,9 @@ def add_command(commands: Any) -> None:
         "--mutant", action="append", choices=MUTANTS, metavar="NAME", help="only this one; may be repeated"
     )
     parser.add_argument("--first-seed", type=int, default=1, metavar="S", help="of the runs; the next one's is S + 1")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="outcomes; resumed where it exists")
+    record = parser.add_mutually_exclusive_group(required=True)
+    record.add_argument("--output", type=Path, metavar="FILE", help="outcomes; resumed where it exists")
+    record.add_argument("--show", type=Path, metavar="FILE", help="a record's table again; nothing is run or written")
     parser.add_argument(
         "--merge", type=Path, nargs="+", default=[], metavar="FILE", help="take outcomes from these too"
     )
@@ -99,6 +101,12 @@ def add_command(commands: Any) -> None:
 
 
 def _selftest(options: argparse.Namespace) -> int:
+    if options.show:
+        if options.same or options.planted or options.merge or options.keep:
+            raise ValueError("--show: nothing is run or written; --same, --planted, --merge and --keep are not for it")
+        shown = results.load(Selftest, options.show)
+        print(table(shown))
+        return _verdict(shown.runs).value
     whole.expect_writable("--output", options.output)
     device_type = "cuda" if measure.has_gpu() else "cpu"
     record = results.load(Selftest, options.output) if options.output.exists() else None
@@ -113,6 +121,8 @@ def _selftest(options: argparse.Namespace) -> int:
     done = {(outcome.planted, outcome.seed) for outcome in record.runs} if record else set()
     todo = [(mutant, seed) for mutant, seed in todo if (mutant.name if mutant else SAME, seed) not in done]
     left = len(todo)
+    if todo and record:
+        _expect_device(measure.device(), record, options.output)
     for mutant, seed in todo:
         if time.monotonic() > deadline:
             print(
@@ -124,8 +134,6 @@ def _selftest(options: argparse.Namespace) -> int:
             results.save(run, options.keep / f"same-code-{seed}.json")
         before = record.runs if record else ()
         environment = dataclasses.replace(run.environment, device_hash=None)
-        if record and record.environment.device != environment.device:
-            raise results.RecordError(f"{options.output}: of {record.environment.device}, not {environment.device}")
         record = Selftest(environment, run.command, (*before, outcome), ())
         results.save(record, options.output)
         left -= 1
@@ -139,6 +147,11 @@ def _selftest(options: argparse.Namespace) -> int:
     print(table(record))
     verdict = _verdict(record.runs)
     return gate.Status.INCONCLUSIVE.value if left and verdict is gate.Status.PASS else verdict.value
+
+
+def _expect_device(device: str, record: Selftest, path: Path) -> None:
+    if record.environment.device != device:
+        raise results.RecordError(f"{path}: of {record.environment.device}, not {device}")
 
 
 def _one(mutant: Mutant | None, seed: int) -> tuple[results.Run, Outcome]:
@@ -193,8 +206,7 @@ def _worst(judgement: gate.Judgement) -> gate.Verdict:
 def _merged(record: Selftest | None, other: Selftest, path: Path) -> Selftest:
     if record is None:
         return other
-    if other.environment.device != record.environment.device:
-        raise results.RecordError(f"{path}: of {other.environment.device}, not {record.environment.device}")
+    _expect_device(record.environment.device, other, path)
     for name in results.VERSIONS:
         here, there = getattr(record.environment, name), getattr(other.environment, name)
         if here != there:

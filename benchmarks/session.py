@@ -172,8 +172,8 @@ def case_of(run: results.Run, require_baseline: bool = False, asked: Sequence[st
     device, gpu = run.environment.device, run.environment.device_type == "cuda"
     path = results.device_path(BASELINES, device)
     accepted = BASELINES / "accepted-slowdowns.json"
-    if require_baseline and not path.exists():
-        raise ValueError(f"baseline: none for {device}, expected {path}; see `baseline --help`")
+    if require_baseline:
+        expect_baseline(device)
     baseline = results.load(results.Baseline, path) if path.exists() else None
     whole = [workload.name for workload in workloads.select(None, gpu=gpu)[0]]
     whole += baseline.entries if baseline else []
@@ -185,6 +185,17 @@ def case_of(run: results.Run, require_baseline: bool = False, asked: Sequence[st
         accepted=results.load(results.AcceptedSlowdowns, accepted).entries if accepted.exists() else (),
         expected=tuple(dict.fromkeys(whole if asked is None else asked)),
     )
+
+
+def expect_baseline(device: str) -> None:
+    """That there is a baseline for a device.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = results.device_path(BASELINES, device)
+    if not path.exists():
+        raise ValueError(f"baseline: none for {device}, expected {path}; see `baseline --help`")
 
 
 def noise_of(device: str) -> results.NoiseRecord | None:

@@ -35,14 +35,26 @@ def verify(run: Run) -> tuple[Judgement, list[str]]:
     judged = decoded(_Judged, run.judged)
     judgement = judge(run, judged)
     derived = [_plain(verdict) for verdict in judgement.verdicts]
-    differences = [
-        f"verdict {number}: recorded {old}; derived {new}"
-        for number, (old, new) in enumerate(zip(judged.verdicts, derived, strict=False), 1)
-        if old != new
-    ]
+    differences = [_difference(old, new) for old, new in zip(judged.verdicts, derived, strict=False) if old != new]
     if len(judged.verdicts) != len(derived):
         differences.append(f"{len(judged.verdicts)} verdicts recorded, {len(derived)} derived")
     return judgement, differences
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Of a recorded and a derived verdict, in words."""
+    changes = [
+        f"{name} {_words(old.get(name))} recorded, {_words(new.get(name))} derived"
+        for name in dict.fromkeys([*new, *old])
+        if old.get(name) != new.get(name)
+    ]
+    return f"{new['workload']} on {new['clock']}, {new['question']}: {'; '.join(changes)}"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:

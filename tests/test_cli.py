@@ -52,6 +52,14 @@ def test_help_shows_examples():
     assert "Exit codes: 0 pass, 1 regression, 2 usage or environment error, 3 inconclusive" in result.stdout
 
 
+@pytest.mark.parametrize(("command", "codes"), [("gate", "0 pass, 1 regression"), ("report", "0 done, 2 usage")])
+def test_help_of_a_command_tells_its_own_exit_codes(command, codes, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, "--help"])
+    assert left.value.code == 0
+    assert f"Exit codes: {codes}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("device", "code"), [(15.0, 0), (2.0, 1)])
 def test_gate_exits_with_the_verdict(record, device, code, capsys):
     assert cli.main(["gate", record(_whole(device))]) == code
@@ -90,6 +98,16 @@ def test_a_slowdown_that_cannot_be_judged_is_refused_before_anything_is_measured
     output = str(tmp_path / "run.json")
     assert cli.main([*arguments, "--workload", NAME, "--max-slowdown", "2", "--output", output]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["compare", "HEAD"], ["bench"]])
+def test_a_baseline_that_is_missing_is_told_before_anything_is_measured(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(session, "BASELINES", tmp_path)
+    monkeypatch.setattr(measure, "device", lambda: "NVIDIA Test")
+    monkeypatch.setattr(measure, "measure", lambda *_, **__: pytest.fail("measured"))
+    output = str(tmp_path / "run.json")
+    assert cli.main([*arguments, "--workload", NAME, "--require-baseline", "--output", output]) == 2
+    assert "baseline: none for NVIDIA Test, expected" in capsys.readouterr().err
 
 
 def test_gate_takes_a_part_for_a_pass_only_when_asked_to(record, capsys):
@@ -192,7 +210,12 @@ def test_verify_exits_with_the_verdict_and_refuses_other_samples(record, tmp_pat
     fields["series"][0]["us"] = [us * 2 for us in fields["series"][0]["us"]]
     Path(path).write_text(json.dumps(fields))
     assert cli.main(["verify", path]) == 2
-    assert "its samples do not give its verdicts" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "its samples do not give its verdicts" in told
+    series = run.series[0]
+    assert f"{series.workload} on {series.clock}, speedup: " in told
+    assert "ratio estimate " in told
+    assert "{" not in told
     assert cli.main(["verify", record(run)]) == 2
 
 

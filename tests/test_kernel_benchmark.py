@@ -241,6 +241,25 @@ def test_whose_capture_fails_is_known():
     assert (failed.value.name, str(failed.value.error)) == ("breaking", "'again'")
 
 
+def test_a_peer_is_first_called_where_most_is_masked(tmp_path):
+    """It may tune itself then, for all calls to come."""
+    (tmp_path / "peer.py").write_text(
+        "masked = []\n"
+        "def noting(logits, ids, mask_id, threshold):\n"
+        "    masked.append(int((ids == mask_id).sum()))\n"
+        "    assert masked[0] == 8, masked\n"
+        "    from dllm_kernels import dllm_post_process_reference as step\n"
+        "    step(logits, ids, mask_id, threshold)\n"
+    )
+    path = tmp_path / "table.json"
+    names = [f"2x4x1600-fp32-{percent}" for percent in (0, 50, 100)]
+    chosen = [argument for name in names for argument in ("--workload", name)]
+    assert run(*chosen, "--peer", f"{tmp_path / 'peer.py'}:noting", "--json", path) == 0
+    record = results.load(KernelTable, path)
+    assert record.workloads == (names[2], SMALL, names[1], names[0])
+    assert record.absences == ()
+
+
 def test_what_had_ended_before_an_interrupt_is_kept(tmp_path, peers, capsys):
     path = tmp_path / "table.json"
     arguments = ("--workload", "2x4x1600-fp32-50", "--peer", f"{peers}:interrupting")

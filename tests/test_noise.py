@@ -82,3 +82,26 @@ def test_noise_is_learned_of_a_clean_commit_with_right_results_alone():
             learned([run, elsewhere])
     with pytest.raises(ValueError, match="records: expected each once; got that of 2026-11-23T12:00:00"):
         learned([run, run])
+
+
+def test_runs_are_added_to_what_is_known_as_if_all_had_been_learned_from_at_once():
+    runs = [
+        dataclasses.replace(_same_code(count, device=shift, call=1 / shift), created=f"2026-11-2{day}T12:00:00+00:00")
+        for day, (count, shift) in enumerate([(9, 1.01), (7, 0.98), (2, 1.03)])
+    ]
+    added = learned(runs[2:], learned(runs[:2]), add=True)
+    at_once = learned(runs)
+    assert at_once.entries.keys() == added.entries.keys()
+    for clock, pairs in at_once.entries[NAME].items():
+        for pair, noise in pairs.items():
+            found = added.of(NAME, clock, pair)
+            assert (found.deviation, found.processes) == (pytest.approx(noise.deviation), noise.processes)
+            assert found.source.endswith(runs[2].created)
+    assert added.of(NAME, "device_us", "fused beside base fused").processes == 18
+    with pytest.raises(ValueError, match="that of 2026-11-22T12:00:00.* is in the known noise already"):
+        learned(runs[2:], added, add=True)
+    for known in (None, dataclasses.replace(added, device="NVIDIA Other")):
+        with pytest.raises(ValueError, match="--add: expected known noise of NVIDIA Test to add to; there is none"):
+            learned(runs[2:], known, add=True)
+    with pytest.raises(ValueError, match="which is of driver 1; got driver 580.1"):
+        learned(runs[2:], dataclasses.replace(added, driver="1"), add=True)

@@ -41,6 +41,7 @@ def selftests(tmp_path, monkeypatch):
 
         monkeypatch.setattr(measure, "measure", fake_measure)
         monkeypatch.setattr(measure, "has_gpu", lambda: True)
+        monkeypatch.setattr(measure, "device", lambda: device)
         path = tmp_path / output
         code = cli.main(["selftest", "--output", str(path), *arguments])
         return code, json.loads(path.read_text()) if path.exists() else None
@@ -77,6 +78,7 @@ def test_it_does_not_go_on_on_another_device(selftests, capsys):
     selftests("--same", "1")
     code, record = selftests("--same", "2", device="NVIDIA Other")
     assert (code, len(record["runs"])) == (2, 1)
+    assert len(selftests.measured) == 1, "it is refused before anything is measured"
     assert "out.json: of NVIDIA Test, not NVIDIA Other" in capsys.readouterr().err
 
 
@@ -142,6 +144,18 @@ def test_what_can_be_caught_follows_from_the_known_noise(selftests, capsys):
         assert power["told_from_none"] == pytest.approx(told_from, rel=0.1)
         assert power["accused"] <= 0.02
     assert f"{QUICK[0]:33} device_us" in capsys.readouterr().out
+
+
+def test_a_record_is_shown_again(selftests, capsys):
+    selftests("--same", "2", "--planted", "1", "--mutant", "second-pass", output="a.json")
+    printed = capsys.readouterr().out
+    path = selftests.folder / "a.json"
+    before = path.read_bytes()
+    assert cli.main(["selftest", "--show", str(path)]) == 0
+    assert printed.endswith(capsys.readouterr().out)
+    assert path.read_bytes() == before
+    assert cli.main(["selftest", "--show", str(path), "--same", "1"]) == 2
+    assert "--show: nothing is run" in capsys.readouterr().err
 
 
 def test_nothing_to_do_is_an_error(selftests, capsys):

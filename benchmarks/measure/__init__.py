@@ -90,6 +90,12 @@ def has_gpu() -> bool:
     return nursery().gpu_uuid is not None
 
 
+def device() -> str:
+    """The model that would be measured on, as records name it. This process starts no CUDA for it, which would be
+    another process on the GPU."""
+    return nursery().gpu_name or machine.cpu_name()
+
+
 def measure(
     chosen: Sequence[workloads.AnyWorkload],
     *,

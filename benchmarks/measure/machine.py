@@ -35,7 +35,7 @@ def describe_environment() -> Environment:
     commit, dirty = commit_of(Path(dllm_kernels.__file__).parent)
     gpu = current_gpu()
     return Environment(
-        device=torch.cuda.get_device_name() if gpu else _cpu_name(),
+        device=torch.cuda.get_device_name() if gpu else cpu_name(),
         device_type="cuda" if gpu else "cpu",
         device_hash=gpu.uuid_hash if gpu else None,
         cpu_cores=torch.get_num_threads(),
@@ -173,7 +173,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

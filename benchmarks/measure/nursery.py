@@ -44,7 +44,9 @@ class Nursery:
             raise
         if not hello:
             raise RuntimeError("the parent of the measuring processes ended before it was ready")
-        self.gpu_uuid: str | None = json.loads(hello)["gpu_uuid"]  # None: there is no GPU to measure on
+        gpu = json.loads(hello)  # of which both are None where there is none to measure on
+        self.gpu_uuid: str | None = gpu["uuid"]
+        self.gpu_name: str | None = gpu["name"]
 
     def worker(self, side: Side) -> Worker:
         """A fresh process that measures `side`."""

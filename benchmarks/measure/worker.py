@@ -29,7 +29,7 @@ def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     _import_what_is_slow()
     try:
-        requests.sendall(json.dumps({"gpu_uuid": _in_a_child(_gpu_uuid)}).encode() + b"\n")
+        requests.sendall(json.dumps(_in_a_child(_gpu)).encode() + b"\n")
     except BrokenPipeError:  # the conductor was killed meanwhile
         return
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
@@ -72,21 +72,24 @@ def _in_a_child(function: Any) -> Any:
     return json.loads(text)
 
 
-def _gpu_uuid() -> str | None:
-    """Of the GPU that PyTorch would use, without a context on it, which a run that measures there would notice."""
+def _gpu() -> dict[str, str | None]:
+    """UUID and name of the GPU that PyTorch would use, without a context on it, which a run that measures there would
+    notice."""
     import torch
 
     if not torch.cuda.is_available():
-        return None
-    libcuda, device, identifier = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), (ctypes.c_char * 16)()
+        return {"uuid": None, "name": None}
+    libcuda, device = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    identifier, name = (ctypes.c_char * 16)(), ctypes.create_string_buffer(256)
     for status in (
         libcuda.cuInit(0),
         libcuda.cuDeviceGet(ctypes.byref(device), 0),
         libcuda.cuDeviceGetUuid(identifier, device),
+        libcuda.cuDeviceGetName(name, len(name), device),
     ):
         if status != 0:
             raise RuntimeError(f"the CUDA driver refused a call: CUresult {status}")
-    return f"GPU-{uuid.UUID(bytes=bytes(identifier))}"
+    return {"uuid": f"GPU-{uuid.UUID(bytes=bytes(identifier))}", "name": name.value.decode()}
 
 
 def _serve(connection: int, errors: int, package_folder: str | None) -> None:

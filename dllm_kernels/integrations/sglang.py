@@ -56,7 +56,7 @@ class FusedLowConfidence(LowConfidence):
         super().__init__(config)
         _check_numbers(threshold=self.threshold)
         self.compatible = _is_compatible(config)
-        self._flags = _HostFlags()
+        self._flags = _HostMemory(torch.bool)
         _tell(self)
 
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
@@ -102,7 +102,8 @@ class FusedJointThreshold(JointThreshold):
         )
         self.compatible = _is_compatible(config)
         self.vectorized_decoding = self._use_shared_state = False
-        self._flags = _HostFlags()
+        self._flags = _HostMemory(torch.bool)
+        self._ids = _HostMemory(torch.int64)
         _tell(self)
 
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
@@ -111,13 +112,17 @@ class FusedJointThreshold(JointThreshold):
         logits, input_ids = _blocks(self, forward_batch, full_logits)
         if self.penalty_lambda > 0:
             _penalise_repetition(logits, input_ids, self.penalty_lambda)
-        prompt_mask = torch.stack([state["prompt_mask"] for state in states])
-        masked = (input_ids == self.mask_id) & ~prompt_mask
-        flags = self._flags.of((2, *input_ids.shape), input_ids.device)
-        flags[0].copy_(masked, non_blocking=True)
-        self._update(logits, input_ids, masked, self._closed(prompt_mask, masked, states), flags[1])
+        prompt_mask = _stacked([state["prompt_mask"] for state in states])
+        # The ids, and in a prompt none that is the mask: what is masked, in one small kernel and not in three.
+        outside = torch.where(prompt_mask, ~self.mask_id, input_ids)
+        before = self._ids.of(outside.shape, outside.device)
+        before.copy_(outside, non_blocking=True)
+        had_mask_or_changed = self._flags.of((2, *input_ids.shape), input_ids.device)
+        closed = self._closed(prompt_mask, outside, states)
+        self._update(logits, input_ids, outside, closed, had_mask_or_changed[1])
         _wait(input_ids.device)
-        had_masks, has_changed = flags.any(dim=-1).tolist()
+        torch.eq(before, self.mask_id, out=had_mask_or_changed[0])
+        had_masks, has_changed = had_mask_or_changed.any(dim=-1).tolist()
         for state, had_mask, has_change in zip(states, had_masks, has_changed, strict=True):
             if state["finished"]:
                 continue
@@ -125,7 +130,7 @@ class FusedJointThreshold(JointThreshold):
             state["finished"] = not has_change or (not had_mask and state["post_edit_steps"] > self.max_post_edit_steps)
         return [state["finished"] for state in states]
 
-    def _closed(self, prompt_mask: Tensor, masked: Tensor, states: list[dict[str, Any]]) -> Tensor:
+    def _closed(self, prompt_mask: Tensor, outside: Tensor, states: list[dict[str, Any]]) -> Tensor:
         """Positions (B, L) that may not change: prompts, finished blocks, and blocks without masks that have had their
         edits.
         """
@@ -133,11 +138,11 @@ class FusedJointThreshold(JointThreshold):
         spent = [state["post_edit_steps"] + 1 > self.max_post_edit_steps for state in states]
         if not any(finished) and not any(spent):
             return prompt_mask
-        is_finished, is_spent = _on_device([finished, spent], masked.device)
-        rests: Tensor = is_finished | (is_spent & ~masked.any(dim=-1))
+        is_finished, is_spent = _on_device([finished, spent], outside.device)
+        rests: Tensor = is_finished | (is_spent & (outside != self.mask_id).all(dim=-1))
         return prompt_mask | rests.unsqueeze(-1)
 
-    def _update(self, logits: Tensor, input_ids: Tensor, masked: Tensor, closed: Tensor, changed: Tensor) -> None:
+    def _update(self, logits: Tensor, input_ids: Tensor, outside: Tensor, closed: Tensor, changed: Tensor) -> None:
         """Unmask and edit, in place; `changed` (B, L), on the host, is an output."""
         if not self.compatible:
             dllm_post_process_fused(
@@ -151,6 +156,7 @@ class FusedJointThreshold(JointThreshold):
                 accepted=changed,
             )
             return
+        masked = outside == self.mask_id
         confidence, candidates = row_statistics(logits, ~closed)
         edited = ~masked & (confidence > self.edit_threshold) & (candidates != input_ids)
         unmasked = unmask(confidence, masked & ~closed, self.threshold, 1, nan_first=True)
@@ -159,10 +165,11 @@ class FusedJointThreshold(JointThreshold):
         changed.copy_(updated, non_blocking=True)
 
 
-class _HostFlags:
-    """Memory of the host for bools that the GPU writes there itself, kept from step to step."""
+class _HostMemory:
+    """Of one dtype, that the GPU writes itself, kept from step to step."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self._memory: Tensor | None = None
         self._views: dict[tuple[int, ...], Tensor] = {}  # slicing anew takes as long as the launch
 
@@ -175,7 +182,7 @@ class _HostFlags:
         with torch.inference_mode(False):  # what is made under it can be written under it alone
             if self._memory is None or self._memory.numel() < elements:
                 self._views.clear()
-                self._memory = torch.empty(elements, dtype=torch.bool, pin_memory=device.type == "cuda")
+                self._memory = torch.empty(elements, dtype=self._dtype, pin_memory=device.type == "cuda")
             self._views[shape] = self._memory[:elements].view(shape)
         return self._views[shape]
 
@@ -209,6 +216,11 @@ def _blocks(owner: Any, forward_batch: Any, full_logits: Tensor) -> tuple[Tensor
     """Logits (B, L, V) and ids (B, L) as views of what SGLang holds flat."""
     shape = (forward_batch.batch_size, owner.block_size)
     return full_logits.view(*shape, full_logits.shape[-1]), forward_batch.input_ids.view(shape)
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """One is not copied."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
 
 
 def _penalise_repetition(logits: Tensor, input_ids: Tensor, penalty: float) -> None:
