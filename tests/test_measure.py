@@ -620,3 +620,19 @@ def test_what_a_killed_run_left_behind_is_removed_by_the_next_and_nothing_else(t
 def test_a_record_tells_its_command_and_no_path_of_the_machine():
     typed = ["run", "--output", "/home/me/run.json"]
     assert measure.command("benchmarks", typed) == "python -m benchmarks run --output run.json"
+
+
+def test_draws_cover_the_cache_several_times_but_of_tiny_logits_there_is_an_end():
+    l2_bytes = 60 * 2**20
+
+    def draws_of(name):
+        bench = object.__new__(Bench)
+        bench.workload = workloads.parse(name)
+        bench._l2_bytes = lambda: l2_bytes
+        return bench._copies(), bench.workload.logits_bytes
+
+    for name in ("1x32x128000-fp16-100", "2x16x32000-bf16-50", "1x32x4000-fp16-100", "128x32x157184-fp32-100"):
+        copies, logits_bytes = draws_of(name)
+        assert copies * logits_bytes >= 3 * l2_bytes
+        assert copies % 2 == 1
+    assert draws_of("2x4x70-fp32-50")[0] == 1023  # 84,000 else: a minute

@@ -33,6 +33,7 @@ DRAWS, DRAWS_BYTES = 63, 2**30
 # And at least so many: of one draw of 0.3 GB, two processes of the same code on an H200 took 80.5 and 81.6 us, each of
 # them all the time. Of a warm workload no more.
 LEAST_DRAWS = 3
+MOST_DRAWS = 1023  # logits of 0.2 MB and less cover less of the cache than L2_MULTIPLE: a million take minutes to draw
 # Of the L2 cache's size, so much is read before a row: what the reference has written there, and is not in memory yet,
 # would else be moved while the next calls read. On an H100, the first and the second call after two of SGLang's step
 # took 15.4 and 12.5 us, and 11.8 with no such step before.
@@ -138,7 +139,8 @@ class Bench:
         if self.workload.warm:
             return LEAST_DRAWS
         cold = -(-L2_MULTIPLE * self._l2_bytes() // self.workload.logits_bytes)
-        return max(LEAST_DRAWS, cold, min(DRAWS, DRAWS_BYTES // self.workload.logits_bytes)) | 1
+        wanted = max(LEAST_DRAWS, cold, min(DRAWS, DRAWS_BYTES // self.workload.logits_bytes))
+        return min(wanted, MOST_DRAWS) | 1
 
     def _l2_bytes(self) -> int:
         l2_bytes: int = self.torch.cuda.get_device_properties(0).L2_cache_size

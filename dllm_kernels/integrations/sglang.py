@@ -103,7 +103,7 @@ class FusedJointThreshold(JointThreshold):
         self.compatible = _is_compatible(config)
         self.vectorized_decoding = self._use_shared_state = False
         self._flags = _HostMemory(torch.bool)
-        self._ids = _HostMemory(torch.int64)
+        self._ids, self._left = _HostMemory(torch.int64), _HostMemory(torch.int32)
         _tell(self)
 
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
@@ -113,16 +113,8 @@ class FusedJointThreshold(JointThreshold):
         if self.penalty_lambda > 0:
             _penalise_repetition(logits, input_ids, self.penalty_lambda)
         prompt_mask = _stacked([state["prompt_mask"] for state in states])
-        # The ids, and in a prompt none that is the mask: what is masked, in one small kernel and not in three.
-        outside = torch.where(prompt_mask, ~self.mask_id, input_ids)
-        before = self._ids.of(outside.shape, outside.device)
-        before.copy_(outside, non_blocking=True)
-        had_mask_or_changed = self._flags.of((2, *input_ids.shape), input_ids.device)
-        closed = self._closed(prompt_mask, outside, states)
-        self._update(logits, input_ids, outside, closed, had_mask_or_changed[1])
-        _wait(input_ids.device)
-        torch.eq(before, self.mask_id, out=had_mask_or_changed[0])
-        had_masks, has_changed = had_mask_or_changed.any(dim=-1).tolist()
+        update = self._update_compatibly if self.compatible else self._update
+        had_masks, has_changed = update(logits, input_ids, prompt_mask, self._closed(prompt_mask, input_ids, states))
         for state, had_mask, has_change in zip(states, had_masks, has_changed, strict=True):
             if state["finished"]:
                 continue
@@ -130,7 +122,7 @@ class FusedJointThreshold(JointThreshold):
             state["finished"] = not has_change or (not had_mask and state["post_edit_steps"] > self.max_post_edit_steps)
         return [state["finished"] for state in states]
 
-    def _closed(self, prompt_mask: Tensor, outside: Tensor, states: list[dict[str, Any]]) -> Tensor:
+    def _closed(self, prompt_mask: Tensor, input_ids: Tensor, states: list[dict[str, Any]]) -> Tensor:
         """Positions (B, L) that may not change: prompts, finished blocks, and blocks without masks that have had their
         edits.
         """
@@ -138,31 +130,58 @@ class FusedJointThreshold(JointThreshold):
         spent = [state["post_edit_steps"] + 1 > self.max_post_edit_steps for state in states]
         if not any(finished) and not any(spent):
             return prompt_mask
-        is_finished, is_spent = _on_device([finished, spent], outside.device)
-        rests: Tensor = is_finished | (is_spent & (outside != self.mask_id).all(dim=-1))
+        is_finished, is_spent = _on_device([finished, spent], input_ids.device)
+        rests: Tensor = is_finished | (is_spent & ~self._masked(input_ids, prompt_mask).any(dim=-1))
         return prompt_mask | rests.unsqueeze(-1)
 
-    def _update(self, logits: Tensor, input_ids: Tensor, outside: Tensor, closed: Tensor, changed: Tensor) -> None:
-        """Unmask and edit, in place; `changed` (B, L), on the host, is an output."""
-        if not self.compatible:
-            dllm_post_process_fused(
-                logits,
-                input_ids,
-                self.mask_id,
-                self.threshold,
-                prompt_mask=closed,
-                exclude_ids=(self.mask_id,),
-                edit_threshold=self.edit_threshold,
-                accepted=changed,
-            )
-            return
-        masked = outside == self.mask_id
+    def _masked(self, input_ids: Tensor, prompt_mask: Tensor) -> Tensor:
+        masked: Tensor = (input_ids == self.mask_id) & ~prompt_mask
+        return masked
+
+    def _update(
+        self, logits: Tensor, input_ids: Tensor, _prompt_mask: Tensor, closed: Tensor
+    ) -> tuple[list[bool], list[bool]]:
+        """Unmask and edit, in place; which blocks had masks, and which have changed.
+
+        A block that is not closed had masks where some are left, or where a mask was replaced.
+        """
+        flags = self._flags.of((2, *input_ids.shape), input_ids.device)
+        replaced, changed = flags
+        before = self._ids.of(input_ids.shape, input_ids.device)
+        left = self._left.of(input_ids.shape[:1], input_ids.device)
+        before.copy_(input_ids, non_blocking=True)
+        dllm_post_process_fused(
+            logits,
+            input_ids,
+            self.mask_id,
+            self.threshold,
+            prompt_mask=closed,
+            exclude_ids=(self.mask_id,),
+            edit_threshold=self.edit_threshold,
+            accepted=changed,
+            remaining=left,
+        )
+        _wait(input_ids.device)
+        torch.eq(before, self.mask_id, out=replaced)
+        replaced.logical_and_(changed)
+        has_replaced, has_changed = flags.any(dim=-1).tolist()
+        return [one or count > 0 for one, count in zip(has_replaced, left.tolist(), strict=True)], has_changed
+
+    def _update_compatibly(
+        self, logits: Tensor, input_ids: Tensor, prompt_mask: Tensor, closed: Tensor
+    ) -> tuple[list[bool], list[bool]]:
+        """As `_update`, by the shipped rules."""
+        flags = self._flags.of((2, *input_ids.shape), input_ids.device)
+        masked = self._masked(input_ids, prompt_mask)
         confidence, candidates = row_statistics(logits, ~closed)
         edited = ~masked & (confidence > self.edit_threshold) & (candidates != input_ids)
         unmasked = unmask(confidence, masked & ~closed, self.threshold, 1, nan_first=True)
         updated = unmasked | (edited & ~closed)
         input_ids.copy_(torch.where(updated, candidates, input_ids))
-        changed.copy_(updated, non_blocking=True)
+        flags.copy_(torch.stack((masked, updated)), non_blocking=True)
+        _wait(input_ids.device)
+        had_masks, has_changed = flags.any(dim=-1).tolist()
+        return had_masks, has_changed
 
 
 class _HostMemory:
