@@ -623,16 +623,18 @@ def test_a_record_tells_its_command_and_no_path_of_the_machine():
 
 
 def test_draws_cover_the_cache_several_times_but_of_tiny_logits_there_is_an_end():
-    l2_bytes = 60 * 2**20
+    l2_bytes = 50 * 2**20
 
     def draws_of(name):
         bench = object.__new__(Bench)
         bench.workload = workloads.parse(name)
-        bench._l2_bytes = lambda: l2_bytes
+        bench._gpu = lambda: SimpleNamespace(L2_cache_size=l2_bytes, total_memory=80 * 2**30)
         return bench._copies(), bench.workload.logits_bytes
 
     for name in ("1x32x128000-fp16-100", "2x16x32000-bf16-50", "1x32x4000-fp16-100", "128x32x157184-fp32-100"):
         copies, logits_bytes = draws_of(name)
         assert copies * logits_bytes >= 3 * l2_bytes
         assert copies % 2 == 1
+        assert copies == 3 or 2 * 20 * copies * logits_bytes <= 1.1 * 80 * 2**30  # in forty processes at once
+    assert draws_of("8x32x157184-fp32-100")[0] == 13
     assert draws_of("2x4x70-fp32-50")[0] == 1023  # 84,000 else: a minute

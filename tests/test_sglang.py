@@ -235,8 +235,7 @@ def test_the_configuration_is_read_as_shipped(algorithms, name):
         theirs, ours = vars(build(shipped, **options)), vars(build(fused, **options))
         assert ours.pop("compatible") is False
         del ours["_flags"]
-        for memory in ("_ids", "_left"):
-            ours.pop(memory, None)
+        ours.pop("_ids", None)
         assert ours == theirs
     with pytest.raises(TypeError, match="compatible: expected true or false in the .* configuration; got 'yes'"):
         build(fused, compatible="yes")
@@ -248,13 +247,20 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("value", [math.nan, True, False, None, "0.5", [0.5]])
+@pytest.mark.parametrize("value", [math.nan, True, False, None, "0.5", [0.5], 10**400])
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in KEYS.items() for key in keys])
 def test_what_is_no_number_ends_the_start_of_a_server(algorithms, name, key, value):
     got = re.escape(repr(value))
     with pytest.raises(TypeError, match=rf"^{key}: expected a number in the .* configuration; got {got}$"):
         build(algorithms[f"Fused{name}"], **{key: value})
     build(algorithms[f"Fused{name}"], **{key: 1})
+
+
+@pytest.mark.parametrize("steps", [0.5, 16.0, math.inf])
+def test_steps_that_sglang_s_loop_cannot_count_to_end_the_start_of_a_server(algorithms, steps):
+    with pytest.raises(TypeError, match=rf"^max_post_edit_steps: expected a whole number .*; got {steps}$"):
+        build(algorithms["FusedJointThreshold"], fdfo=False, max_post_edit_steps=steps)
+    build(algorithms["FusedJointThreshold"], fdfo=True, max_post_edit_steps=steps)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -457,20 +463,46 @@ def test_flags_are_the_step_s_own_though_batches_grow_and_shrink(algorithms, nam
     assert kept[1] == kept[3]
 
 
+STATES = {
+    "fresh": {},
+    "finished": {"finished": True},
+    "spent": {"post_edit_steps": 16},
+}
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", NAMES)
-def test_one_synchronisation_and_no_copy_of_the_logits(algorithms, name):
-    algorithm = build(algorithms[f"Fused{name}"], 32, mask_id=156895, threshold=0.9)
-    batch = batch_of(torch.full((8, 32), 156895, device=DEVICE))
-    logits = torch.randn(8 * 32, 157184, device=DEVICE)
-    states = algorithm.init_step_state(batch)
-    algorithm.step(batch, logits, states)  # compiles
+@pytest.mark.parametrize("requests", [1, 8])
+@pytest.mark.parametrize(
+    ("name", "state", "options"),
+    [
+        ("LowConfidence", "fresh", {}),
+        ("LowConfidence", "fresh", {"compatible": True}),
+        *(("JointThreshold", state, {}) for state in STATES),
+        *(("JointThreshold", state, {"compatible": True}) for state in STATES),
+        ("JointThreshold", "fresh", {"penalty_lambda": 0.5}),
+    ],
+)
+def test_one_synchronisation_and_no_copy_of_the_logits(algorithms, name, state, options, requests):
+    algorithm = build(algorithms[f"Fused{name}"], 32, mask_id=156895, threshold=0.9, **options)
+    logits = torch.randn(requests * 32, 157184, device=DEVICE)
+
+    def step() -> Any:
+        ids = torch.full((requests, 32), 156895, device=DEVICE)
+        ids[-1, 16:] = 7
+        batch = batch_of(ids, torch.zeros_like(ids, dtype=torch.bool))
+        states = algorithm.init_step_state(batch)
+        if states[-1]:
+            states[-1].update(STATES[state])
+        return lambda: algorithm.step(batch, logits, states)
+
+    step()()  # compiles
+    measured = step()
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with pytest.warns(UserWarning, match="synchronizing CUDA operation") as waits:
-            algorithm.step(batch, logits, states)
+            measured()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(waits) == 1

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 L2_MULTIPLE = 3  # of the L2 cache's size that rotating logits cover
-# So many, as far as they fit: of seven draws of 161 MB in one process on an H200, a step took 47.9 to 49.3 us.
-DRAWS, DRAWS_BYTES = 63, 2**30
+# So many, as far as they fit into a share of the GPU's memory that twenty processes of both sides can hold at once: of
+# seven draws of 161 MB in one process on an H200, a step took 47.9 to 49.3 us, and processes differed by 0.7 %.
+DRAWS, DRAWS_SHARE = 63, 1 / 40
 # And at least so many: of one draw of 0.3 GB, two processes of the same code on an H200 took 80.5 and 81.6 us, each of
 # them all the time. Of a warm workload no more.
 LEAST_DRAWS = 3
@@ -139,12 +140,15 @@ class Bench:
         if self.workload.warm:
             return LEAST_DRAWS
         cold = -(-L2_MULTIPLE * self._l2_bytes() // self.workload.logits_bytes)
-        wanted = max(LEAST_DRAWS, cold, min(DRAWS, DRAWS_BYTES // self.workload.logits_bytes))
-        return min(wanted, MOST_DRAWS) | 1
+        fitting = int(DRAWS_SHARE * self._gpu().total_memory) // self.workload.logits_bytes
+        return min(max(LEAST_DRAWS, cold, min(DRAWS, fitting)), MOST_DRAWS) | 1
 
     def _l2_bytes(self) -> int:
-        l2_bytes: int = self.torch.cuda.get_device_properties(0).L2_cache_size
+        l2_bytes: int = self._gpu().L2_cache_size
         return l2_bytes
+
+    def _gpu(self) -> Any:
+        return self.torch.cuda.get_device_properties(0)
 
     def _swept(self) -> Tensor | None:
         """What is read before a row; nothing where the call that is not timed reads as much itself, or is there to have

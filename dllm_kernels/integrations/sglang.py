@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ class FusedLowConfidence(LowConfidence):
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
         logits, input_ids = _blocks(self, forward_batch, full_logits)
         prompt_mask = forward_batch.dllm_prompt_mask
-        accepted = self._flags.of(input_ids.shape, input_ids.device)
+        accepted = self._flags.of(tuple(input_ids.shape))
         if self.compatible:
             masked = input_ids == self.mask_id
             if prompt_mask is not None:
@@ -100,10 +101,15 @@ class FusedJointThreshold(JointThreshold):
             max_post_edit_steps=self.max_post_edit_steps,
             penalty_lambda=self.penalty_lambda,
         )
+        if not self.fdfo and not isinstance(self.max_post_edit_steps, int):  # SGLang's loop counts up to it
+            raise TypeError(
+                "max_post_edit_steps: expected a whole number in the algorithm's configuration, or --dllm-fdfo; got "
+                f"{self.max_post_edit_steps!r}"
+            )
         self.compatible = _is_compatible(config)
         self.vectorized_decoding = self._use_shared_state = False
         self._flags = _HostMemory(torch.bool)
-        self._ids, self._left = _HostMemory(torch.int64), _HostMemory(torch.int32)
+        self._ids = _HostMemory(torch.int64)
         _tell(self)
 
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
@@ -113,13 +119,18 @@ class FusedJointThreshold(JointThreshold):
         if self.penalty_lambda > 0:
             _penalise_repetition(logits, input_ids, self.penalty_lambda)
         prompt_mask = _stacked([state["prompt_mask"] for state in states])
-        update = self._update_compatibly if self.compatible else self._update
-        had_masks, has_changed = update(logits, input_ids, prompt_mask, self._closed(prompt_mask, input_ids, states))
-        for state, had_mask, has_change in zip(states, had_masks, has_changed, strict=True):
+        closed = self._closed(prompt_mask, input_ids, states)
+        if self.compatible:
+            unmasked, changed = self._update_compatibly(logits, input_ids, prompt_mask, closed)
+        else:
+            unmasked, changed = self._update(logits, input_ids, closed)
+        for state, has_unmasked, has_changed in zip(states, unmasked, changed, strict=True):
             if state["finished"]:
                 continue
-            state["post_edit_steps"] += not had_mask
-            state["finished"] = not has_change or (not had_mask and state["post_edit_steps"] > self.max_post_edit_steps)
+            # A block with masks loses one in every step, so where none was lost there was none.
+            state["post_edit_steps"] += not has_unmasked
+            is_spent = not has_unmasked and state["post_edit_steps"] > self.max_post_edit_steps
+            state["finished"] = not has_changed or is_spent
         return [state["finished"] for state in states]
 
     def _closed(self, prompt_mask: Tensor, input_ids: Tensor, states: list[dict[str, Any]]) -> Tensor:
@@ -138,17 +149,11 @@ class FusedJointThreshold(JointThreshold):
         masked: Tensor = (input_ids == self.mask_id) & ~prompt_mask
         return masked
 
-    def _update(
-        self, logits: Tensor, input_ids: Tensor, _prompt_mask: Tensor, closed: Tensor
-    ) -> tuple[list[bool], list[bool]]:
-        """Unmask and edit, in place; which blocks had masks, and which have changed.
-
-        A block that is not closed had masks where some are left, or where a mask was replaced.
-        """
-        flags = self._flags.of((2, *input_ids.shape), input_ids.device)
-        replaced, changed = flags
-        before = self._ids.of(input_ids.shape, input_ids.device)
-        left = self._left.of(input_ids.shape[:1], input_ids.device)
+    def _update(self, logits: Tensor, input_ids: Tensor, closed: Tensor) -> tuple[list[bool], list[bool]]:
+        """Unmask and edit, in place; of each block, whether a mask was replaced, and whether anything has changed."""
+        flags = self._flags.of((2, *input_ids.shape))
+        unmasked, changed = flags
+        before = self._ids.of(tuple(input_ids.shape))
         before.copy_(input_ids, non_blocking=True)
         dllm_post_process_fused(
             logits,
@@ -159,49 +164,52 @@ class FusedJointThreshold(JointThreshold):
             exclude_ids=(self.mask_id,),
             edit_threshold=self.edit_threshold,
             accepted=changed,
-            remaining=left,
         )
         _wait(input_ids.device)
-        torch.eq(before, self.mask_id, out=replaced)
-        replaced.logical_and_(changed)
-        has_replaced, has_changed = flags.any(dim=-1).tolist()
-        return [one or count > 0 for one, count in zip(has_replaced, left.tolist(), strict=True)], has_changed
+        torch.eq(before, self.mask_id, out=unmasked)
+        unmasked.logical_and_(changed)
+        has_unmasked, has_changed = flags.any(dim=-1).tolist()
+        return has_unmasked, has_changed
 
     def _update_compatibly(
         self, logits: Tensor, input_ids: Tensor, prompt_mask: Tensor, closed: Tensor
     ) -> tuple[list[bool], list[bool]]:
-        """As `_update`, by the shipped rules."""
-        flags = self._flags.of((2, *input_ids.shape), input_ids.device)
-        masked = self._masked(input_ids, prompt_mask)
+        """As `_update`, by the shipped rules, to which a mask that is chosen for itself is replaced too."""
+        masked = self._masked(input_ids, prompt_mask) & ~closed
         confidence, candidates = row_statistics(logits, ~closed)
-        edited = ~masked & (confidence > self.edit_threshold) & (candidates != input_ids)
-        unmasked = unmask(confidence, masked & ~closed, self.threshold, 1, nan_first=True)
-        updated = unmasked | (edited & ~closed)
-        input_ids.copy_(torch.where(updated, candidates, input_ids))
-        flags.copy_(torch.stack((masked, updated)), non_blocking=True)
+        edited = ~masked & ~closed & (confidence > self.edit_threshold) & (candidates != input_ids)
+        unmasked = unmask(confidence, masked, self.threshold, 1, nan_first=True)
+        changed = unmasked | edited
+        input_ids.copy_(torch.where(changed, candidates, input_ids))
+        flags = self._flags.of((2, *input_ids.shape))
+        flags.copy_(torch.stack((unmasked, changed)), non_blocking=True)
         _wait(input_ids.device)
-        had_masks, has_changed = flags.any(dim=-1).tolist()
-        return had_masks, has_changed
+        has_unmasked, has_changed = flags.any(dim=-1).tolist()
+        return has_unmasked, has_changed
 
 
 class _HostMemory:
-    """Of one dtype, that the GPU writes itself, kept from step to step."""
+    """Memory of one dtype that the GPU writes itself, kept from step to step.
+
+    It is read, used again and given back only after the wait of the step that had it written: of writes by a kernel
+    PyTorch knows nothing.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._memory: Tensor | None = None
         self._views: dict[tuple[int, ...], Tensor] = {}  # slicing anew takes as long as the launch
 
-    def of(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    def of(self, shape: tuple[int, ...]) -> Tensor:
         view = self._views.get(shape)
-        return self._new_view(shape, device) if view is None else view
+        return self._new_view(shape) if view is None else view
 
-    def _new_view(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    def _new_view(self, shape: tuple[int, ...]) -> Tensor:
         elements = math.prod(shape)
         with torch.inference_mode(False):  # what is made under it can be written under it alone
             if self._memory is None or self._memory.numel() < elements:
                 self._views.clear()
-                self._memory = torch.empty(elements, dtype=self._dtype, pin_memory=device.type == "cuda")
+                self._memory = torch.empty(elements, dtype=self._dtype, pin_memory=torch.cuda.is_available())
             self._views[shape] = self._memory[:elements].view(shape)
         return self._views[shape]
 
@@ -227,8 +235,15 @@ def _is_compatible(config: Any) -> bool:
 def _check_numbers(**configured: object) -> None:
     """When the server starts: at the first request, what cannot be compared with would end SGLang's scheduler."""
     for key, value in configured.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        if not _is_number(value):
             raise TypeError(f"{key}: expected a number in the algorithm's configuration; got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    """That floats can be compared with: no NaN, and no integer beyond all of them."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max or abs(value) == math.inf
 
 
 def _blocks(owner: Any, forward_batch: Any, full_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,7 +253,7 @@ def _blocks(owner: Any, forward_batch: Any, full_logits: Tensor) -> tuple[Tensor
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """One is not copied."""
+    """(B, L) of B masks (L,); one alone is not copied."""
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
 
 
