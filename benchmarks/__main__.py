@@ -10,40 +10,47 @@ import os
 import signal
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
-from benchmarks import (
-    baseline,
-    codegen,
-    doctor,
-    gate,
-    history,
-    measure,
-    noise,
-    policy,
-    report,
-    results,
-    selftest,
-    service,
-    session,
-    verification,
-    whole,
-    workloads,
-)
-from benchmarks.e2e import command as e2e
-from benchmarks.history import command, machine, store
-from benchmarks.measure import sides
-from benchmarks.site import command as dashboard
-from benchmarks.site.overview import Verdict
+try:
+    from benchmarks import (
+        baseline,
+        codegen,
+        doctor,
+        gate,
+        history,
+        measure,
+        noise,
+        policy,
+        report,
+        results,
+        selftest,
+        service,
+        session,
+        verification,
+        whole,
+        workloads,
+    )
+    from benchmarks.e2e import command as e2e
+    from benchmarks.history import command, machine, store
+    from benchmarks.measure import sides
+    from benchmarks.site import command as dashboard
+    from benchmarks.site.overview import Verdict
+except ModuleNotFoundError as missing:  # which Python would end with the code of a regression
+    if __name__ != "__main__":
+        raise
+    print(f"error: {missing}: it is in the dependency group bench: pip install --group bench", file=sys.stderr)
+    sys.exit(2)
 
 OUTPUT = Path(os.environ.get("DLLM_KERNELS_OUTPUT", Path(__file__).resolve().parent.parent / ".bench"))
 USAGE_ERROR = 2
 
-EXIT_CODES = "Exit codes: 0 pass, 1 regression, 2 usage or environment error, 3 inconclusive."
-WITHOUT_VERDICT = ("run", "report", "baseline", "noise", "record", "machine")
-EXIT_CODES_WITHOUT = "Exit codes: 0 done, 2 usage or environment error."
+EXIT_CODES = "Exit codes: 0 pass, 1 regression, 2 usage or environment error, 3 inconclusive, 130 interrupted."
+WITHOUT_VERDICT = ("run", "report", "baseline", "noise", "record", "machine", "results")
+EXIT_CODES_WITHOUT = "Exit codes: 0 done, 2 usage or environment error, 130 interrupted."
 EXAMPLES = """examples:
   python -m benchmarks doctor                    is this machine fit to measure on
   python -m benchmarks bench                     measure, judge, add to the history, publish: what `make bench` does
@@ -69,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Workers end with us however we are told to; a shell starts background jobs with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         code = int(options.command(options))
         sys.stdout.flush()
@@ -79,7 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return USAGE_ERROR
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # What a record says may be in it; of several lines, each.
+        print("error: " + "\n".join(map(report.printable, str(error).splitlines())), file=sys.stderr)
         return USAGE_ERROR
     except Exception as error:  # after a traceback, Python's own exit code is that of a regression
         traceback.print_exception(error)
@@ -267,10 +277,11 @@ def _noise(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     run, judgement = _measure_and_judge(options)
-    history.record(options.output, run)
+    _show(run, judgement, options)  # first: what may fail from here on loses no verdict
+    with redirect_stdout(sys.stderr if options.json else sys.stdout):
+        history.record(options.output, run)
     verdict = Verdict(machine.machine_name(run.environment), run, judgement)
     page = dashboard.build(OUTPUT / "dashboard", history.ROOT, verdict=verdict)
-    _show(run, judgement, options)
     if not options.json:
         print(f"Record:    {options.output}")
         print(f"Dashboard: {page}")
@@ -293,10 +304,7 @@ def _measure_and_judge(
 ) -> tuple[results.Run, gate.Judgement]:
     whole.expect_writable("--output", options.output)
     chosen, skipped = _chosen(options)
-    if options.require_baseline:
-        session.expect_baseline(measure.device())
-    if options.max_slowdown is not None:
-        _expect_slowdown_of_a_gpu(measure.has_gpu(), base is not None)
+    _expect_judgeable(options, [workload.name for workload in chosen], base is not None)
     run, judgement, _ = session.judged(
         chosen,
         lambda run: gate.judge(run, _case(run, options)),
@@ -310,6 +318,27 @@ def _measure_and_judge(
     run = verification.with_verdicts(run, _case(run, options), judgement)
     results.save(run, options.output)
     return run, judgement
+
+
+def _expect_judgeable(options: argparse.Namespace, names: Sequence[str], is_compared: bool) -> None:
+    """Before minutes of measuring, that what is measured here can be judged as it is asked for."""
+    device = measure.device()
+    if options.require_baseline:
+        session.expect_baseline(device)
+    _, known, _ = session.rules_of(device)
+    if options.max_slowdown is not None:
+        _expect_slowdown_of_a_gpu(measure.has_gpu(), is_compared)
+        if known is not None:
+            count = options.processes or session.PROCESSES["cuda"]
+            policy.refuse_what_noise_forbids(dict.fromkeys(names, count), _policy(options), known)
+
+
+def _policy(options: argparse.Namespace) -> policy.Policy:
+    usual = policy.Policy()
+    if options.max_slowdown is None:
+        return usual
+    asked = {**usual.slowdowns["cuda"], "device_us": options.max_slowdown / 100}
+    return dataclasses.replace(usual, slowdowns={**usual.slowdowns, "cuda": asked})
 
 
 def _expect_slowdown_of_a_gpu(gpu: bool, is_compared: bool) -> None:
@@ -345,13 +374,10 @@ def _case(run: results.Run, options: argparse.Namespace, asked: Sequence[str] | 
     if options.max_slowdown is None:
         return case
     _expect_slowdown_of_a_gpu(run.environment.device_type == "cuda", run.base is not None)
-    slowdowns = {
-        **case.policy.slowdowns,
-        "cuda": {**case.policy.slowdowns["cuda"], "device_us": options.max_slowdown / 100},
-    }
-    case = dataclasses.replace(case, policy=dataclasses.replace(case.policy, slowdowns=slowdowns))
+    case = dataclasses.replace(case, policy=_policy(options))
     if case.noise is not None:
-        policy.refuse_what_noise_forbids(run, case.policy, case.noise)
+        processes = Counter(workload for workload, _ in {(check.workload, check.process) for check in run.checks})
+        policy.refuse_what_noise_forbids(processes, case.policy, case.noise)
     return case
 
 

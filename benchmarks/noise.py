@@ -7,11 +7,21 @@ in two processes, fused beside the reference in one.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 
 from benchmarks import stats
-from benchmarks.results import VERSIONS, Noise, NoiseRecord, Run, Series, expect_one, expect_versions_of
+from benchmarks.results import (
+    VERSIONS,
+    Environment,
+    Noise,
+    NoiseRecord,
+    Run,
+    Series,
+    expect_one,
+    expect_versions_of,
+)
 from benchmarks.workloads import WORKLOADS
 
 SAME = ("device", *VERSIONS)  # in all runs that are learned from
@@ -30,36 +40,71 @@ def learned(runs: Sequence[Run], known: NoiseRecord | None = None, *, add: bool 
     hold, what was known before. With `add`, of the others too: these runs are further processes of it.
 
     Raises:
-        ValueError: one run is there twice, or was added before, is of another device or version than the others, of a
-            commit beside another, of edited code, or with a wrong result; or there are too few processes of every pair;
-            or what would be kept of `known` was measured with another version; or there is nothing to add to.
+        ValueError: one run is there twice, or was added before, is of another device or version than the others or than
+            what it is added to, of a commit beside another, of edited code, or with a wrong result or none; or there
+            are too few processes of every pair, or they differ as none of the same code do; or what would be kept of
+            `known` was measured with another version; or there is nothing to add to.
     """
     expect_one(SAME, runs)
     first = runs[0].environment
+    if known is not None and known.device != first.device:
+        raise ValueError(
+            f"records: expected of {known.device}, of which there is known noise in that file; got {first.device}"
+        )
     for run in runs:
-        environment = run.environment
-        if runs.count(run) > 1:
+        _expect_same_code(run)
+    samples = [_digest(run) for run in runs]
+    before = known.samples if known else ()
+    for run, digest in zip(runs, samples, strict=True):
+        if samples.count(digest) > 1:
             raise ValueError(f"records: expected each once; got that of {run.created} again")
-        if environment.commit is None or environment.dirty:
-            raise ValueError("records: expected a clean commit; got one measured with uncommitted changes")
-        if run.base is not None and (run.base.commit, run.base.dirty) != (environment.commit, False):
-            raise ValueError(
-                f"records: expected a commit beside itself, as from `compare HEAD HEAD`; got {environment.commit} "
-                f"beside {run.base.commit}"
-            )
-        if failed := [check for check in run.checks if not check.passed]:
-            raise ValueError(f"records: a result was wrong, {failed[0].workload}: {failed[0].detail}")
-    record = NoiseRecord(
-        first.device, runs[0].created, first.commit, first.torch, first.triton, first.driver, {}
-    )  # fmt: skip
-    entries = _entries(runs, _known_without(runs, known, record) if add else None)
+        if add and digest in before:
+            raise ValueError(f"records: that of {run.created} is in the known noise already")
+    if add:
+        _expect_to_add_to(known, first)
+    entries = _entries(runs, known if add else None)
     if not entries:
         raise ValueError(f"records: expected {LEAST_PROCESSES} processes of a pair in all; got fewer of every pair")
-    record = dataclasses.replace(record, entries=entries)
-    if known is not None and known.device == first.device:
+    record = NoiseRecord(
+        first.device, runs[0].created, first.commit, first.torch, first.triton, first.driver, entries,
+        tuple(dict.fromkeys([*before, *samples])),
+    )  # fmt: skip
+    if known is not None:
         _add_known(record, known)
     ordered = {name: entries[name] for name in WORKLOADS if name in entries}
     return dataclasses.replace(record, entries=ordered)
+
+
+def _expect_same_code(run: Run) -> None:
+    environment = run.environment
+    if environment.commit is None or environment.dirty:
+        raise ValueError("records: expected a clean commit; got one measured with uncommitted changes")
+    if run.base is not None and (run.base.commit, run.base.dirty) != (environment.commit, False):
+        raise ValueError(
+            f"records: expected a commit beside itself, as from `compare HEAD HEAD`; got {environment.commit} "
+            f"beside {run.base.commit}"
+        )
+    if failed := [check for check in run.checks if not check.passed]:
+        raise ValueError(f"records: a result was wrong, {failed[0].workload}: {failed[0].detail}")
+    checked = {(check.workload, check.process) for check in run.checks}
+    if unchecked := [one for one in run.series if (one.workload, one.process) not in checked]:
+        raise ValueError(f"records: expected a check of all results; got none of {unchecked[0].workload}")
+
+
+def _digest(run: Run) -> str:
+    """Of the samples: two records with the same were the same run, whatever was noted beside them."""
+    return hashlib.sha256(repr(run.series).encode()).hexdigest()
+
+
+def _expect_to_add_to(known: NoiseRecord | None, environment: Environment) -> None:
+    if known is None:
+        raise ValueError(f"--add: expected known noise of {environment.device} to add to; there is none")
+    if not known.samples:
+        raise ValueError("--add: the known noise does not say which runs it was learned from, which may be these")
+    for name in VERSIONS:
+        here, there = getattr(environment, name), getattr(known, name)
+        if here != there:
+            raise ValueError(f"--add: expected records with {name} {there}, as the known noise; got {here}")
 
 
 def _add_known(record: NoiseRecord, known: NoiseRecord) -> None:
@@ -87,18 +132,6 @@ def _logs(run: Run) -> dict[Key, list[float]]:
     return found
 
 
-def _known_without(runs: Sequence[Run], known: NoiseRecord | None, record: NoiseRecord) -> NoiseRecord:
-    """What is known of that device with those versions, in which the runs are not yet."""
-    if known is None or known.device != record.device:
-        raise ValueError(f"--add: expected known noise of {record.device} to add to; there is none")
-    expect_versions_of(known, record)
-    sources = {one.source for clocks in known.entries.values() for pairs in clocks.values() for one in pairs.values()}
-    for run in runs:
-        if run.created == known.created or any(run.created in source for source in sources):
-            raise ValueError(f"records: that of {run.created} is in the known noise already")
-    return known
-
-
 def _entries(runs: Sequence[Run], known: NoiseRecord | None) -> dict[str, dict[str, dict[str, Noise]]]:
     """Of what the runs hold, together with what is known of it already."""
     of_runs = [_logs(run) for run in runs]
@@ -113,10 +146,14 @@ def _entries(runs: Sequence[Run], known: NoiseRecord | None) -> dict[str, dict[s
         if known and before:
             squares += before.deviation**2 * (before.processes - to_the_mean)
             freedom += before.processes - to_the_mean
-            added = (f"{run.environment.commit} of {run.created}" for run in runs)
-            source = ", ".join([before.source or str(known.commit), *added])
+            source = ", ".join(dict.fromkeys([*(before.source or str(known.commit)).split(", "), *commits]))
         if freedom + to_the_mean >= LEAST_PROCESSES:
-            noise = Noise(math.sqrt(squares / freedom), freedom + to_the_mean, source)
+            deviation = math.sqrt(squares / freedom)
+            if deviation > 1:
+                raise ValueError(
+                    f"records: processes of {workload} differ by {deviation:.0%} on {clock}, {pair}: not the same code"
+                )
+            noise = Noise(deviation, freedom + to_the_mean, source)
             entries.setdefault(workload, {}).setdefault(clock, {})[pair] = noise
     return entries
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks import stats
-from benchmarks.noise import pair_name
-from benchmarks.results import Noise, NoiseRecord, Run, Series, Strict
+from benchmarks.results import Noise, NoiseRecord, Series, Strict
 from benchmarks.workloads import clocks_of, is_decoding
 
 BESIDE_BASE = "fused beside base fused"  # in known noise, the pair that tells a slowdown
@@ -122,23 +121,19 @@ def baseline_tolerance(series: Sequence[Series], policy: Policy, noise: Noise | 
     return tolerance
 
 
-def refuse_what_noise_forbids(run: Run, policy: Policy, noise: NoiseRecord) -> None:
-    """An error where the slowdown of device time that was asked for is smaller than the noise lets anybody see.
+def refuse_what_noise_forbids(processes: Mapping[str, int], policy: Policy, noise: NoiseRecord) -> None:
+    """An error where the slowdown of device time that was asked for is smaller than the noise lets anybody see, in so
+    many processes of each workload.
 
     Raises:
         ValueError: with the workload, and the tolerance that would be allowed.
     """
-    wanted = policy.slowdowns[run.environment.device_type]["device_us"]
-    for one in run.series:
-        known = noise.of(one.workload, one.clock, pair_name(one))
-        if known is None or (one.clock, one.beside) != ("device_us", "base fused"):
-            continue
-        processes = len(
-            {other.process for other in run.series if (other.workload, other.clock) == (one.workload, one.clock)}
-        )
-        least = stats.least_tolerance(known, processes, policy.look_error(), policy.power)
+    wanted = policy.slowdowns["cuda"]["device_us"]
+    for workload, count in processes.items():
+        known = noise.of(workload, "device_us", BESIDE_BASE)
+        least = stats.least_tolerance(known, count, policy.look_error(), policy.power) if known else 0.0
         if wanted < least:
             raise ValueError(
-                f"--max-slowdown: expected at least {100 * least:.2g} for {one.workload}, what the noise of "
-                f"{run.environment.device} lets {processes} processes tell apart; got {100 * wanted:g}"
+                f"--max-slowdown: expected at least {100 * least:.2g} for {workload}, what the noise of "
+                f"{noise.device} lets {count} processes tell apart; got {100 * wanted:g}"
             )

@@ -40,8 +40,8 @@ def rows(judgement: Judgement) -> list[Row]:
 
 
 def _row(verdict: Verdict) -> Row:
-    name = (_printable(verdict.workload), verdict.clock)
-    reason = _printable(verdict.reason)
+    name = (printable(verdict.workload), verdict.clock)
+    reason = printable(verdict.reason)
     if verdict.ratio is None or verdict.fused_us is None or verdict.beside_us is None:
         return Row(*name, "-", "-", verdict.question, "-", "-", verdict.status, reason)
     bandwidth = "-"
@@ -59,14 +59,14 @@ def _row(verdict: Verdict) -> Row:
     )
 
 
-def _printable(text: str) -> str:
-    """On one line, and without what a terminal takes for a command: records come from elsewhere."""
+def printable(text: str) -> str:
+    """Text on one line, and without what a terminal takes for a command: records come from elsewhere."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _literal(text: str) -> str:
     """As Markdown shows it: nothing that a record says is markup, or ends a cell."""
-    return re.sub(r"[\\`\[\]<>|]", r"\\\g<0>", _printable(text))
+    return re.sub(r"[\\`\[\]<>|]", r"\\\g<0>", printable(text))
 
 
 def _times(ratio: Interval) -> str:
@@ -93,7 +93,7 @@ def headline(run: Run, judgement: Judgement) -> str:
         if any(v.status is status for v in judgement.verdicts)
     )
     where = "GPU" if environment.device_type == "cuda" else "CPU backend, no GPU here"
-    return f"{MARKS[judgement.status]} on {_printable(environment.device)} ({where}): {counts or 'nothing was judged'}"
+    return f"{MARKS[judgement.status]} on {printable(environment.device)} ({where}): {counts or 'nothing was judged'}"
 
 
 def versions(run: Run | KernelTable) -> str:
@@ -105,7 +105,7 @@ def versions(run: Run | KernelTable) -> str:
     commit = f"commit {_commit(environment.commit, environment.dirty)}"
     if isinstance(run, Run) and run.base is not None:
         commit += f" beside {_commit(run.base.commit, run.base.dirty)}"
-    return _printable(", ".join([*parts, commit, run.created, *took]))
+    return printable(", ".join([*parts, commit, run.created, *took]))
 
 
 def _commit(commit: str | None, dirty: bool) -> str:
@@ -141,7 +141,7 @@ def print_terminal(run: Run, judgement: Judgement) -> None:
         console = Console(width=160)  # a log has no width of its own
     console.print(table)
     for note in judgement.notes:
-        console.print(f"- {_printable(note)}", highlight=False, markup=False)
+        console.print(f"- {printable(note)}", highlight=False, markup=False)
 
 
 def markdown(run: Run, judgement: Judgement) -> str:

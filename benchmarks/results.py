@@ -247,7 +247,7 @@ class Noise(Strict):
 
     deviation: Annotated[float, Field(ge=0, le=1)]  # standard deviation of the processes' log ratios
     processes: Annotated[int, Field(ge=2)]  # that it was taken from
-    source: str = ""  # the commits of the runs that it was learned from, or commit and time; empty: those of its record
+    source: str = ""  # the commits of the runs that it was learned from, or commit and time; empty: that of its record
 
 
 @dataclass(frozen=True)
@@ -264,6 +264,7 @@ class NoiseRecord(Record):
     triton: str | None
     driver: str | None
     entries: dict[str, dict[str, dict[str, Noise]]]  # workload, clock, and what beside what: see `noise.pair_name`
+    samples: tuple[str, ...] = ()  # SHA-256 of those of every run that any entry was learned from, where it was noted
 
     def of(self, workload: str, clock: str, pair: str) -> Noise | None:
         return self.entries.get(workload, {}).get(clock, {}).get(pair)

@@ -25,6 +25,7 @@ from benchmarks import gate, measure, results, session, stats, whole, workloads
 from benchmarks.measure import sides
 from benchmarks.mutants import MUTANTS, Mutant
 from benchmarks.policy import BESIDE_BASE, Policy, slowdown_tolerance
+from benchmarks.report import printable
 
 SAME = "same code"
 MOST_DOUBTED = 0.05  # of runs of the same code
@@ -81,39 +82,53 @@ class Selftest(results.Record):
 def add_command(commands: Any) -> None:
     """Add `selftest` to the subcommands of a parser."""
     parser = commands.add_parser("selftest", help="the gate against the same code and against planted slowdowns")
-    parser.add_argument("--same", type=int, default=0, metavar="N", help="runs of the same code on both sides")
-    parser.add_argument("--planted", type=int, default=0, metavar="N", help="runs of every planted slowdown")
+    parser.add_argument("--same", type=_count, default=0, metavar="N", help="runs of the same code on both sides")
+    parser.add_argument("--planted", type=_count, default=0, metavar="N", help="runs of every planted slowdown")
     parser.add_argument(
         "--mutant", action="append", choices=MUTANTS, metavar="NAME", help="only this one; may be repeated"
     )
-    parser.add_argument("--first-seed", type=int, default=1, metavar="S", help="of the runs; the next one's is S + 1")
+    parser.add_argument(
+        "--first-seed", type=session.seed, default=1, metavar="S", help="of the runs; the next one's is S + 1"
+    )
     record = parser.add_mutually_exclusive_group(required=True)
     record.add_argument("--output", type=Path, metavar="FILE", help="outcomes; resumed where it exists")
     record.add_argument("--show", type=Path, metavar="FILE", help="a record's table again; nothing is run or written")
     parser.add_argument(
         "--merge", type=Path, nargs="+", default=[], metavar="FILE", help="take outcomes from these too"
     )
-    parser.add_argument("--seconds", type=float, metavar="S", help="start no further run after so long")
+    parser.add_argument("--seconds", type=_seconds, metavar="S", help="start no further run after so long")
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="save the runs of the same code there, for `noise` to learn from"
     )
     parser.set_defaults(command=_selftest)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected how many there are to be; got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above zero; got {text!r}")
+    return seconds
+
+
 def _selftest(options: argparse.Namespace) -> int:
     if options.show:
-        if options.same or options.planted or options.merge or options.keep:
-            raise ValueError("--show: nothing is run or written; --same, --planted, --merge and --keep are not for it")
-        shown = results.load(Selftest, options.show)
-        print(table(shown))
-        return _verdict(shown.runs).value
+        return _show(options)
     whole.expect_writable("--output", options.output)
-    device_type = "cuda" if measure.has_gpu() else "cpu"
+    if options.keep:
+        whole.expect_writable("--keep", options.keep / "same-code.json")
+    planted = _planted(options.mutant, "cuda" if measure.has_gpu() else "cpu")
     record = results.load(Selftest, options.output) if options.output.exists() else None
     for path in options.merge:
         record = _merged(record, results.load(Selftest, path), path)
-    wanted = [MUTANTS[name] for name in options.mutant] if options.mutant else list(MUTANTS.values())
-    planted = [mutant for mutant in wanted if mutant.device_type == device_type]
     deadline = time.monotonic() + (options.seconds or float("inf"))
     seeds = range(options.first_seed, options.first_seed + max(options.same, options.planted))
     todo: list[tuple[Mutant | None, int]] = [(None, seed) for seed in seeds[: options.same]]
@@ -121,8 +136,10 @@ def _selftest(options: argparse.Namespace) -> int:
     done = {(outcome.planted, outcome.seed) for outcome in record.runs} if record else set()
     todo = [(mutant, seed) for mutant, seed in todo if (mutant.name if mutant else SAME, seed) not in done]
     left = len(todo)
-    if todo and record:
-        _expect_device(measure.device(), record, options.output)
+    if todo:
+        session.rules_of(measure.device())  # before minutes of measuring, that they can be read
+        if record:
+            _expect_device(measure.device(), record, options.output)
     for mutant, seed in todo:
         if time.monotonic() > deadline:
             print(
@@ -134,6 +151,8 @@ def _selftest(options: argparse.Namespace) -> int:
             results.save(run, options.keep / f"same-code-{seed}.json")
         before = record.runs if record else ()
         environment = dataclasses.replace(run.environment, device_hash=None)
+        if record:
+            _expect_versions(environment, record, options.output)
         record = Selftest(environment, run.command, (*before, outcome), ())
         results.save(record, options.output)
         left -= 1
@@ -149,9 +168,34 @@ def _selftest(options: argparse.Namespace) -> int:
     return gate.Status.INCONCLUSIVE.value if left and verdict is gate.Status.PASS else verdict.value
 
 
+def _show(options: argparse.Namespace) -> int:
+    others = (options.same, options.planted, options.mutant, options.merge, options.seconds, options.keep)
+    if any(others) or options.first_seed != 1:
+        raise ValueError("--show: expected no other option, because nothing is run or written")
+    shown = results.load(Selftest, options.show)
+    print(table(shown))
+    return _verdict(shown.runs).value
+
+
+def _planted(names: Sequence[str] | None, device_type: str) -> list[Mutant]:
+    """The mutants of that name, or else all that are for such a device."""
+    possible = [mutant.name for mutant in MUTANTS.values() if mutant.device_type == device_type]
+    for name in names or ():
+        if name not in possible:
+            raise ValueError(f"--mutant: expected one for what is measured here, {', '.join(possible)}; got {name}")
+    return [MUTANTS[name] for name in names or possible]
+
+
 def _expect_device(device: str, record: Selftest, path: Path) -> None:
     if record.environment.device != device:
         raise results.RecordError(f"{path}: of {record.environment.device}, not {device}")
+
+
+def _expect_versions(environment: results.Environment, record: Selftest, path: Path) -> None:
+    for name in results.VERSIONS:
+        here, there = getattr(environment, name), getattr(record.environment, name)
+        if here != there:
+            raise results.RecordError(f"{path}: with {name} {there}, not {here}")
 
 
 def _one(mutant: Mutant | None, seed: int) -> tuple[results.Run, Outcome]:
@@ -207,10 +251,7 @@ def _merged(record: Selftest | None, other: Selftest, path: Path) -> Selftest:
     if record is None:
         return other
     _expect_device(record.environment.device, other, path)
-    for name in results.VERSIONS:
-        here, there = getattr(record.environment, name), getattr(other.environment, name)
-        if here != there:
-            raise results.RecordError(f"{path}: with {name} {there}, not {here}")
+    _expect_versions(record.environment, other, path)
     return dataclasses.replace(
         record,
         command="; ".join(dict.fromkeys([*record.command.split("; "), other.command])),
@@ -333,4 +374,4 @@ def table(record: Selftest) -> str:
         f"{p.accused:8.1%} {p.doubted:8.1%}"
         for p in record.power
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

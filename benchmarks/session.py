@@ -131,7 +131,7 @@ def measured(
     with progress(title, len(chosen) * processes) as step:
         return measure.measure(
             chosen, head=head, base=base, skipped=skipped, processes=processes, seed=seed, first_process=first_process,
-            progress=step,
+            progress=step, waiting=lambda text: print(f"{title}: {text}", file=sys.stderr, flush=True),
         )  # fmt: skip
 
 
@@ -167,22 +167,20 @@ def case_of(run: results.Run, require_baseline: bool = False, asked: Sequence[st
     repository's and of the baseline's.
 
     Raises:
-        ValueError: a baseline is required, and there is none for the run's device.
+        ValueError: a baseline is required, and there is none for the run's device; or see `rules_of`.
     """
-    device, gpu = run.environment.device, run.environment.device_type == "cuda"
-    path = results.device_path(BASELINES, device)
-    accepted = BASELINES / "accepted-slowdowns.json"
+    gpu = run.environment.device_type == "cuda"
     if require_baseline:
-        expect_baseline(device)
-    baseline = results.load(results.Baseline, path) if path.exists() else None
+        expect_baseline(run.environment.device)
+    baseline, noise, accepted = rules_of(run.environment.device)
     whole = [workload.name for workload in workloads.select(None, gpu=gpu)[0]]
     whole += baseline.entries if baseline else []
     too_new = {name for name in run.skipped if workloads.may_be_absent(name)}  # for base: see `measure`
     whole = [name for name in whole if name not in too_new]
     return gate.Case(
         baseline=baseline,
-        noise=noise_of(device),
-        accepted=results.load(results.AcceptedSlowdowns, accepted).entries if accepted.exists() else (),
+        noise=noise,
+        accepted=accepted,
         expected=tuple(dict.fromkeys(whole if asked is None else asked)),
     )
 
@@ -196,6 +194,25 @@ def expect_baseline(device: str) -> None:
     path = results.device_path(BASELINES, device)
     if not path.exists():
         raise ValueError(f"baseline: none for {device}, expected {path}; see `baseline --help`")
+
+
+def rules_of(
+    device: str,
+) -> tuple[results.Baseline | None, results.NoiseRecord | None, tuple[results.AcceptedSlowdown, ...]]:
+    """What this repository has for a device: baseline, known noise, and the slowdowns that were accepted.
+
+    Raises:
+        RecordError: one of the files is damaged.
+        ValueError: one is of another device, whose name makes the same file's.
+    """
+    path = results.device_path(BASELINES, device)
+    baseline = results.load(results.Baseline, path) if path.exists() else None
+    noise = noise_of(device)
+    for name, record in (("baseline", baseline), ("noise", noise)):
+        if record is not None and record.device != device:
+            raise ValueError(f"{name}: expected that of {device} in {path.name}; got that of {record.device}")
+    accepted = BASELINES / "accepted-slowdowns.json"
+    return baseline, noise, results.load(results.AcceptedSlowdowns, accepted).entries if accepted.exists() else ()
 
 
 def noise_of(device: str) -> results.NoiseRecord | None:

@@ -35,26 +35,27 @@ def verify(run: Run) -> tuple[Judgement, list[str]]:
     judged = decoded(_Judged, run.judged)
     judgement = judge(run, judged)
     derived = [_plain(verdict) for verdict in judgement.verdicts]
-    differences = [_difference(old, new) for old, new in zip(judged.verdicts, derived, strict=False) if old != new]
     if len(judged.verdicts) != len(derived):
-        differences.append(f"{len(judged.verdicts)} verdicts recorded, {len(derived)} derived")
-    return judgement, differences
+        return judgement, [f"{len(judged.verdicts)} verdicts recorded, {len(derived)} derived"]
+    return judgement, [_difference(old, new) for old, new in zip(judged.verdicts, derived, strict=True) if old != new]
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Of a recorded and a derived verdict, in words."""
+    was, now = _leaves(old), _leaves(new)
     changes = [
-        f"{name} {_words(old.get(name))} recorded, {_words(new.get(name))} derived"
-        for name in dict.fromkeys([*new, *old])
-        if old.get(name) != new.get(name)
+        f"{name} {was.get(name)!r} recorded, {now.get(name)!r} derived"
+        for name in dict.fromkeys([*now, *was])
+        if was.get(name) != now.get(name)
     ]
     return f"{new['workload']} on {new['clock']}, {new['question']}: {'; '.join(changes)}"
 
 
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else repr(value)
+def _leaves(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        found |= _leaves(value, f"{name} ") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:

@@ -214,7 +214,10 @@ def test_verify_exits_with_the_verdict_and_refuses_other_samples(record, tmp_pat
     assert "its samples do not give its verdicts" in told
     series = run.series[0]
     assert f"{series.workload} on {series.clock}, speedup: " in told
-    assert "ratio estimate " in told
+    derived = verification.verify(results.load(results.Run, Path(path)))[0].verdicts[0]
+    recorded = gate.judge(run, case).verdicts[0]
+    assert f"ratio estimate {recorded.ratio.estimate!r} recorded, {derived.ratio.estimate!r} derived" in told
+    assert "status" not in told.splitlines()[1]
     assert "{" not in told
     assert cli.main(["verify", record(run)]) == 2
 
@@ -247,7 +250,7 @@ def test_compare_measures_two_states_and_judges_both_questions(tmp_path, monkeyp
 
 def test_compare_refuses_what_is_no_commit(capsys):
     assert cli.main(["compare", "no-such-branch"]) == 2
-    assert "no-such-branch: expected a commit of this repository" in capsys.readouterr().err
+    assert "base or head: expected a commit of this repository; got 'no-such-branch'" in capsys.readouterr().err
 
 
 def test_a_tolerance_below_the_known_noise_is_refused(record, tmp_path, capsys):
@@ -259,6 +262,9 @@ def test_a_tolerance_below_the_known_noise_is_refused(record, tmp_path, capsys):
     assert cli.main([*arguments, "2"]) == 0
 
 
+US = ("us", "beside_us")
+
+
 def test_known_noise_is_made_of_a_commit_beside_itself(tmp_path, capsys):
     ten = [1 + 0.001 * number for number in range(-5, 5)]
     slowdowns = dict.fromkeys(steady(), ten)
@@ -267,7 +273,11 @@ def test_known_noise_is_made_of_a_commit_beside_itself(tmp_path, capsys):
     few = dataclasses.replace(same, series=tuple(one for one in same.series if one.process < 5))
     paths = [str(tmp_path / f"{number}.json") for number in range(3)]
     for seed, path in enumerate(paths):
-        results.save(dataclasses.replace(same, seed=seed), Path(path))
+        series = (
+            dataclasses.replace(one, **{name: tuple(us * (1 + seed) for us in getattr(one, name)) for name in US})
+            for one in same.series
+        )
+        results.save(dataclasses.replace(same, series=tuple(series)), Path(path))
     results.save(few, tmp_path / "few.json")
     assert cli.main(["noise", str(tmp_path / "few.json"), "--accept"]) == 2
     assert "expected 6 processes of a pair in all; got fewer" in capsys.readouterr().err
@@ -358,3 +368,46 @@ def test_a_log_is_told_now_and_then_how_far_it_is(monkeypatch, capsys, every, li
     said = capsys.readouterr().err
     assert said.count("Measuring: ") == lines
     assert ("Measuring: 2 of 2 after 0 s: the second" in said) == (lines > 0)
+
+
+def test_a_package_that_is_missing_is_no_regression():
+    program = "import runpy, sys\nsys.modules['pydantic'] = None\nrunpy.run_module('benchmarks', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(cli.__file__).parent.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "pip install --group bench" in done.stderr
+
+
+def test_what_a_damaged_record_says_is_no_command_of_the_terminal(record, tmp_path, capsys):
+    run = _whole()
+    odd = dataclasses.replace(run, environment=dataclasses.replace(run.environment, device="\x1b[31mred"))
+    results.save(odd, tmp_path / "odd.json")
+    assert cli.main(["noise", record(run), str(tmp_path / "odd.json"), "--accept"]) == 2
+    told = capsys.readouterr().err
+    assert "red" in told
+    assert "\x1b" not in told
+
+
+@pytest.mark.parametrize("damaged", ["nvidia-test.json", "noise/nvidia-test.json", "accepted-slowdowns.json"])
+@pytest.mark.parametrize("arguments", [["compare", "HEAD"], ["bench"], ["selftest", "--same", "1"]])
+def test_rules_that_cannot_be_read_are_told_before_anything_is_measured(
+    arguments, damaged, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(session, "BASELINES", tmp_path)
+    monkeypatch.setattr(measure, "device", lambda: "NVIDIA Test")
+    monkeypatch.setattr(measure, "measure", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "noise").mkdir()
+    (tmp_path / damaged).write_text("{")
+    assert cli.main([*arguments, "--output", str(tmp_path / "run.json")]) == 2
+    assert damaged in capsys.readouterr().err
+
+
+def test_a_baseline_of_another_device_whose_file_has_the_same_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "BASELINES", tmp_path)
+    results.save(make_noise(), session.noise_path(GPU.device))
+    session.rules_of(GPU.device)
+    with pytest.raises(ValueError, match="noise: expected that of NVIDIA-Test in .*; got that of NVIDIA Test"):
+        session.rules_of("NVIDIA-Test")

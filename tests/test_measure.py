@@ -18,7 +18,7 @@ import torch
 
 import dllm_kernels
 from benchmarks import measure, results, workloads
-from benchmarks.measure import sides
+from benchmarks.measure import machine, sides
 from benchmarks.measure.bench import Bench, open_bench, waits
 from benchmarks.measure.nursery import Nursery
 from benchmarks.results import GpuState, State
@@ -502,12 +502,20 @@ def test_a_checkout_that_changes_while_measured_is_an_error():
         measure._common_environment([*same, {"head": worker(commit="another")}], sides.INSTALLED)
 
 
-def test_no_worker_outlives_its_conductor():
-    """Killed as hard as can be: worker and parent end with their sockets."""
-    code = (
-        "import time\nfrom benchmarks.measure.nursery import nursery\nfrom benchmarks.measure.sides import INSTALLED\n"
-        "worker = nursery().worker(INSTALLED)\nworker.receive()\nprint(worker.pid, flush=True)\ntime.sleep(600)"
-    )
+def test_no_worker_outlives_its_conductor_and_while_it_does_the_machine_is_locked(tmp_path, monkeypatch):
+    """Killed as hard as can be: worker and parent end with their sockets, a worker at work when that has ended."""
+    monkeypatch.setenv("DLLM_KERNELS_LOCKS", str(tmp_path))
+    code = """
+import time
+from benchmarks.measure.machine import lock
+from benchmarks.measure.nursery import nursery
+from benchmarks.measure.sides import INSTALLED
+with lock("x") as held:
+    worker = nursery().worker(INSTALLED, held)
+    worker.receive()
+    print(worker.pid, flush=True)
+    time.sleep(600)
+"""
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as conductor:
         assert conductor.stdout is not None
         pid = int(conductor.stdout.readline())
@@ -515,12 +523,40 @@ def test_no_worker_outlives_its_conductor():
         assert parent != conductor.pid
         assert _runs(pid)
         assert _runs(parent)
+        os.kill(pid, signal.SIGSTOP)
         conductor.kill()
+        conductor.wait()
+    descriptor = os.open(tmp_path / "dllm-kernels-x.lock", os.O_RDONLY)
+    assert not machine.locked(descriptor)
+    os.kill(pid, signal.SIGCONT)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and (_runs(pid) or _runs(parent)):
         time.sleep(0.1)
     assert not _runs(pid)
     assert not _runs(parent)
+    assert machine.locked(descriptor)
+    os.close(descriptor)
+
+
+def test_either_side_is_the_first_to_start_as_often(monkeypatch):
+    """Where one is always the first, it has the better place in memory."""
+    begun = []
+
+    class Stand:
+        pid = 0
+
+        def worker(self, side, lock):
+            begun.append(side)
+            return self
+
+        def kill(self):
+            pass
+
+        wait = kill
+
+    monkeypatch.setattr(measure, "nursery", Stand)
+    with measure._start({"head": "head", "base": "base"}, range(4), -1):
+        assert begun == ["head", "base", "base", "head"] * 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -566,7 +602,7 @@ def test_a_parent_of_workers_that_was_killed_is_an_error_that_says_so():
     parent._process.kill()
     parent._process.wait()
     with pytest.raises(RuntimeError, match="parent of the measuring processes has ended"):
-        parent.worker(sides.INSTALLED)
+        parent.worker(sides.INSTALLED, 0)
     parent._socket.close()
 
 
@@ -588,7 +624,10 @@ def test_a_commit_is_measured_without_touching_the_checkout():
         )
         folder = side.folder
     assert not folder.exists()
-    with pytest.raises(ValueError, match="nowhere: expected a commit of this repository"), sides.commit("nowhere"):
+    with (
+        pytest.raises(ValueError, match="expected a commit of this repository; got 'nowhere'"),
+        sides.commit("nowhere"),
+    ):
         pass
 
 
@@ -638,3 +677,7 @@ def test_draws_cover_the_cache_several_times_but_of_tiny_logits_there_is_an_end(
         assert copies == 3 or 2 * 20 * copies * logits_bytes <= 1.1 * 80 * 2**30  # in forty processes at once
     assert draws_of("8x32x157184-fp32-100")[0] == 13
     assert draws_of("2x4x70-fp32-50")[0] == 1023  # 84,000 else: a minute
+
+
+def test_the_device_is_known_before_anything_is_measured_by_the_name_that_records_have():
+    assert measure.device() == machine.describe_environment().device

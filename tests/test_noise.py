@@ -56,8 +56,8 @@ def test_what_is_known_of_other_pairs_stays():
     assert learned([_same_code(30, device=1.02)], noise).of(OTHER, "device_us", "fused beside base fused") == kept
     graphs = dataclasses.replace(older, driver="1", entries={OTHER: {"graph_us": dict(pairs)}})
     assert OTHER not in learned([run], graphs).entries  # which runs as they are never learn, whatever the version
-    elsewhere = dataclasses.replace(older, device="NVIDIA Other")
-    assert learned([run], elsewhere) == learned([run])
+    with pytest.raises(ValueError, match="records: expected of NVIDIA-Test, of which .* in that file; got NVIDIA Test"):
+        learned([run], dataclasses.replace(older, device="NVIDIA-Test"))
     updated = dataclasses.replace(older, driver="1")
     with pytest.raises(ValueError, match="stays as it is in the noise, which is of driver 1; got driver 580.1"):
         learned([run], updated)
@@ -72,6 +72,7 @@ def test_noise_is_learned_of_a_clean_commit_with_right_results_alone():
         ({"checks": (*run.checks, wrong)}, "a result was wrong, .*3 ids differ"),
         ({"base": dataclasses.replace(run.base, commit="e" * 40)}, "expected a commit beside itself"),
         ({"environment": dataclasses.replace(GPU, dirty=True)}, "expected a clean commit"),
+        ({"checks": ()}, f"expected a check of all results; got none of {NAME}"),
         ({"series": tuple(one for one in run.series if one.process < 5)}, "expected 6 processes of a pair in all; got"),
     ]:
         with pytest.raises(ValueError, match=f"records: {message}"):
@@ -84,24 +85,56 @@ def test_noise_is_learned_of_a_clean_commit_with_right_results_alone():
         learned([run, run])
 
 
+def _of_day(day, count, shift):
+    return dataclasses.replace(
+        _same_code(count, device=shift, call=1 / shift), created=f"2026-11-2{day}T12:00:00+00:00"
+    )
+
+
 def test_runs_are_added_to_what_is_known_as_if_all_had_been_learned_from_at_once():
-    runs = [
-        dataclasses.replace(_same_code(count, device=shift, call=1 / shift), created=f"2026-11-2{day}T12:00:00+00:00")
-        for day, (count, shift) in enumerate([(9, 1.01), (7, 0.98), (2, 1.03)])
-    ]
-    added = learned(runs[2:], learned(runs[:2]), add=True)
+    runs = [_of_day(1, 9, 1.01), _of_day(2, 7, 0.98), _of_day(3, 2, 1.03)]
     at_once = learned(runs)
-    assert at_once.entries.keys() == added.entries.keys()
-    for clock, pairs in at_once.entries[NAME].items():
-        for pair, noise in pairs.items():
-            found = added.of(NAME, clock, pair)
-            assert (found.deviation, found.processes) == (pytest.approx(noise.deviation), noise.processes)
-            assert found.source.endswith(runs[2].created)
-    assert added.of(NAME, "device_us", "fused beside base fused").processes == 18
-    with pytest.raises(ValueError, match="that of 2026-11-22T12:00:00.* is in the known noise already"):
-        learned(runs[2:], added, add=True)
-    for known in (None, dataclasses.replace(added, device="NVIDIA Other")):
-        with pytest.raises(ValueError, match="--add: expected known noise of NVIDIA Test to add to; there is none"):
-            learned(runs[2:], known, add=True)
-    with pytest.raises(ValueError, match="which is of driver 1; got driver 580.1"):
-        learned(runs[2:], dataclasses.replace(added, driver="1"), add=True)
+    for added in (
+        learned(runs[2:], learned(runs[:2]), add=True),
+        learned(runs[2:], learned(runs[1:2], learned(runs[:1]), add=True), add=True),
+        learned(runs[:1], learned(runs[1:]), add=True),
+    ):
+        assert at_once.entries.keys() == added.entries.keys()
+        for clock, pairs in at_once.entries[NAME].items():
+            for pair, noise in pairs.items():
+                found = added.of(NAME, clock, pair)
+                assert (found.deviation, found.processes) == (pytest.approx(noise.deviation), noise.processes)
+        assert added.of(NAME, "device_us", "fused beside base fused").processes == 18
+        assert set(added.samples) == set(at_once.samples)
+        for run in runs:
+            judged = dataclasses.replace(run, judged={}, created="2026-12-01T12:00:00+00:00")
+            with pytest.raises(ValueError, match="that of 2026-12-01T12:00:00.* is in the known noise already"):
+                learned([judged], added, add=True)
+    assert learned(runs, at_once) == at_once  # learned anew, what is known may be of them
+
+
+def test_what_commits_an_addition_is_of_is_kept():
+    later = dataclasses.replace(_of_day(2, 7, 0.98), environment=dataclasses.replace(GPU, commit="e" * 40))
+    later = dataclasses.replace(later, base=dataclasses.replace(later.base, commit="e" * 40))
+    added = learned([later], learned([_of_day(1, 9, 1.01)]), add=True)
+    assert added.of(NAME, "device_us", "fused beside base fused").source == f"{GPU.commit}, {'e' * 40}"
+
+
+def test_what_cannot_be_added_to_is_told():
+    run = _of_day(1, 9, 1.01)
+    known = learned([_of_day(2, 9, 0.99)])
+    for older, message in [
+        (None, "--add: expected known noise of NVIDIA Test to add to; there is none"),
+        (dataclasses.replace(known, samples=()), "--add: the known noise does not say which runs"),
+        (
+            dataclasses.replace(known, driver="1"),
+            "--add: expected records with driver 1, as the known noise; got 580.1",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            learned([run], older, add=True)
+
+
+def test_what_no_two_processes_of_the_same_code_are_off_by_is_refused():
+    with pytest.raises(ValueError, match=f"processes of {NAME} differ by 300% on device_us.*: not the same code"):
+        learned([_same_code(9, device=20.0)])

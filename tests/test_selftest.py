@@ -154,8 +154,43 @@ def test_a_record_is_shown_again(selftests, capsys):
     assert cli.main(["selftest", "--show", str(path)]) == 0
     assert printed.endswith(capsys.readouterr().out)
     assert path.read_bytes() == before
-    assert cli.main(["selftest", "--show", str(path), "--same", "1"]) == 2
-    assert "--show: nothing is run" in capsys.readouterr().err
+    for more in (["--same", "1"], ["--planted", "1"], ["--mutant", "second-pass"], ["--first-seed", "2"],
+                 ["--seconds", "1"], ["--keep", "x"], ["--merge", str(path)]):  # fmt: skip
+        assert cli.main(["selftest", "--show", str(path), *more]) == 2
+        assert "--show: expected no other option" in capsys.readouterr().err
+    missed = json.loads(before)
+    missed["runs"][0]["status"] = "REGRESSION"
+    path.write_text(json.dumps(missed))
+    assert cli.main(["selftest", "--show", str(path)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--same", "-1"), ("--planted", "x"), ("--seconds", "0"), ("--seconds", "nan"), ("--first-seed", "-7")],
+)
+def test_numbers_that_make_no_sense_are_refused(selftests, option, value, capsys):
+    with pytest.raises(SystemExit) as left:
+        selftests("--same", "1", f"{option}={value}")
+    assert left.value.code == 2
+    assert option in capsys.readouterr().err
+    assert selftests.measured == []
+
+
+def test_a_mutant_of_another_device_is_refused(selftests, capsys):
+    assert selftests("--same", "1", "--planted", "1", "--mutant", "cpu-second-pass")[0] == 2
+    assert "--mutant: expected one for what is measured here, second-pass" in capsys.readouterr().err
+    assert selftests.measured == []
+
+
+def test_a_record_is_not_gone_on_with_by_other_versions(selftests, capsys):
+    selftests("--same", "1")
+    path = selftests.folder / "out.json"
+    kept = json.loads(path.read_text())
+    kept["environment"]["torch"] = "1.0"
+    path.write_text(json.dumps(kept))
+    code, record = selftests("--same", "2")
+    assert (code, len(record["runs"])) == (2, 1)
+    assert "out.json: with torch 1.0, not " in capsys.readouterr().err
 
 
 def test_nothing_to_do_is_an_error(selftests, capsys):

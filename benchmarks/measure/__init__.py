@@ -106,12 +106,13 @@ def measure(
     seed: int = 0,
     first_process: int = 0,
     progress: Progress | None = None,
+    waiting: Progress | None = None,
 ) -> Run:
     """Measure `head`, beside `base` if there is one, in `processes` fresh processes a side.
 
     Processes are numbered from `first_process`; both sides of a number see the same inputs. Fused is held beside the
     reference of `base`, so that a change of the reference changes no speedup. `progress` is called with a line of text
-    for every workload of every process begun.
+    for every workload of every process begun, `waiting` once if another run measures here.
 
     Raises:
         RuntimeError: an engine that is asked for cannot be fetched; a worker failed, and the message holds what it
@@ -123,9 +124,9 @@ def measure(
     gpu = machine.Gpu(uuid) if (uuid := nursery().gpu_uuid) else None
     with ExitStack() as stack:
         # Before a process of ours appears on the GPU, which another run there would notice.
-        stack.enter_context(machine.lock(gpu.uuid_hash if gpu else "cpu", progress))
+        lock = stack.enter_context(machine.lock(gpu.uuid_hash if gpu else "cpu", waiting or progress))
         began = time.monotonic()
-        started = stack.enter_context(_start(sides, range(first_process, first_process + processes)))
+        started = stack.enter_context(_start(sides, range(first_process, first_process + processes), lock))
         environment, files = _common_environment(started.values(), head)
         conductor = _Conductor(environment.device_type, seed, gpu)
         conductor.ours = [worker.pid for workers in started.values() for worker in workers.values()]
@@ -152,13 +153,17 @@ def measure(
 
 
 @contextmanager
-def _start(sides: dict[str, Side], numbers: Sequence[int]) -> Iterator[dict[int, dict[str, Worker]]]:
-    """All at once, because they take seconds to start. They wait for commands and take no time from each other."""
+def _start(sides: dict[str, Side], numbers: Sequence[int], lock: int) -> Iterator[dict[int, dict[str, Worker]]]:
+    """All at once, because they take seconds to start. They wait for commands and take no time from each other.
+
+    Whose is the first of two alternates: where head's always was, the same code took 0.2 to 0.4 % less in it than in
+    base's on 40 MB of logits, in 33 of 36 processes on two H200s.
+    """
     started: dict[int, dict[str, Worker]] = {number: {} for number in numbers}
     try:
-        for workers in started.values():
-            for name, side in sides.items():
-                workers[name] = nursery().worker(side)
+        for number, workers in started.items():
+            for name in sorted(sides, reverse=number % 2 == 0):  # head, then base
+                workers[name] = nursery().worker(sides[name], lock)
         yield started
     finally:
         every = [worker for workers in started.values() for worker in workers.values()]
@@ -174,7 +179,7 @@ def _common_environment(started: Iterable[dict[str, Worker]], head: Side) -> tup
     found: list[Environment] = []
     files: dict[str, str] = {}
     for workers in started:
-        for name, worker in workers.items():
+        for name, worker in sorted(workers.items(), reverse=True):  # head, which is the first that is found
             reply = worker.receive()
             files[name] = reply["file"]
             environment = Environment(**reply["environment"])

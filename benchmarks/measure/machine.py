@@ -94,15 +94,18 @@ def current_gpu() -> Gpu | None:
 
 
 @contextmanager
-def lock(name: str, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the machine's lock of that name: two runs on one GPU would measure each other."""
+def lock(name: str, waiting: Callable[[str], None] | None = None) -> Iterator[int]:
+    """Hold the machine's lock of that name: two runs on one GPU would measure each other.
+
+    What is yielded is the open file. A process that is given it holds the lock too, until it ends.
+    """
     descriptor = _open_lock(name)
     try:
         if not locked(descriptor):
             if waiting:
                 waiting("another run measures here: waiting for it")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

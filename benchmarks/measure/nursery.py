@@ -48,15 +48,16 @@ class Nursery:
         self.gpu_uuid: str | None = gpu["uuid"]
         self.gpu_name: str | None = gpu["name"]
 
-    def worker(self, side: Side) -> Worker:
-        """A fresh process that measures `side`."""
+    def worker(self, side: Side, lock: int) -> Worker:
+        """A fresh process that measures `side`. It holds the lock of that open file until it ends, which may be after
+        this one was killed: the call that it is in goes on for seconds."""
         ours, theirs = socket.socketpair()
         # What it prints goes to a file: a pipe that nobody reads would stop it when it is full.
         errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in Worker.__exit__
         with theirs:
             request = json.dumps({"package_folder": str(side.folder) if side.folder else None})
             try:
-                socket.send_fds(self._socket, [request.encode()], [theirs.fileno(), errors.fileno()])
+                socket.send_fds(self._socket, [request.encode()], [theirs.fileno(), errors.fileno(), lock])
             except (BrokenPipeError, ConnectionResetError) as error:
                 ours.close()
                 errors.close()

@@ -40,7 +40,7 @@ def commit(revision: str) -> Iterator[Side]:
     """
     name = _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
     if not name:
-        raise ValueError(f"{revision}: expected a commit of this repository")
+        raise ValueError(f"base or head: expected a commit of this repository; got {revision!r}")
     archive = _git("archive", "--format=zip", name, PACKAGE)
     if not archive:
         raise ValueError(f"{revision}: expected a commit that holds {PACKAGE}/; {name} does not")

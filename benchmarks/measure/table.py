@@ -55,9 +55,8 @@ def measure_table(
     """Measure fused, reference, what else is present, and `peers`, in this process.
 
     Holds the machine's lock, and on a GPU runs on one processor while samples are taken. Workloads of which more is
-    masked come first. `progress` is called with a
-    line of text for every workload begun, and `keep` with the table so far for every one that ended; `module` is what
-    was started, for the record.
+    masked come first. `progress` is called with a line of text for every workload begun, and `keep` with the table so
+    far for every one that ended; `module` is what was started, for the record.
 
     Raises:
         RuntimeError: CUDA or CUPTI failed outside of an implementation's calls.

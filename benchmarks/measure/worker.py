@@ -1,9 +1,10 @@
 """Measuring processes, started by path: `python worker.py SOCKET`, which `nursery` does.
 
 The parent imports PyTorch, says on its socket which GPU there is, and forks a worker for every request that comes with
-a socket and a file. Commands and replies are JSON lines on that socket; what the worker prints goes to the file. It
-finds `benchmarks` by its own place and leaves the checkout off the import path, so that `dllm_kernels` is the one in
-the requested folder, or else the installed one. All end with their sockets: none outlives the conductor.
+a socket, a file, and a lock that it holds. Commands and replies are JSON lines on that socket; what the worker prints
+goes to the file. It finds `benchmarks` by its own place and leaves the checkout off the import path, so that
+`dllm_kernels` is the one in the requested folder, or else the installed one. All end with their sockets: none outlives
+the conductor by more than the command that it is at.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ def main() -> None:
         return
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
     while True:
-        request, descriptors, _, _ = socket.recv_fds(requests, 65536, 2)
+        request, descriptors, _, _ = socket.recv_fds(requests, 65536, 3)
         if not request:
             return
         if os.fork() == 0:
             requests.close()
-            connection, errors = descriptors
+            connection, errors, _lock = descriptors
             _serve(connection, errors, json.loads(request)["package_folder"])
         for descriptor in descriptors:
             os.close(descriptor)
