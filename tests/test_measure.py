@@ -309,6 +309,41 @@ def test_what_only_some_calls_do_is_timed_as_often_as_it_happens(tiny, period):
         assert 0.5 * 60 / period < timed.count(phase) < 1.5 * 60 / period
 
 
+def test_fused_alone_goes_round_the_places(tiny):
+    """What the reference allocates, it has allocated there before."""
+    bench = Bench(TINY.name, 0)
+    bench.places = [(None, bench.prepared.clone()) for _ in range(3)]
+    seen = {name: set() for name in bench.implementations}
+
+    def noting(name, step):
+        def call(logits, ids, *arguments):
+            seen[name].add(ids.data_ptr())
+            step(logits, ids, *arguments)
+
+        return call
+
+    bench.implementations = {name: noting(name, step) for name, step in bench.implementations.items()}
+    for _ in range(9):
+        bench.sample("fused", 1)
+        bench.sample("reference", 1)
+    places = [ids.data_ptr() for _, ids in bench.places]
+    assert seen == {"fused": set(places), "reference": {places[0]}}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("clock", ["device_us", "call_us"])
+def test_no_sample_asks_cuda_for_memory(clock):
+    bench = Bench("1x32x32000-bf16-100", 0)
+    bench.warm_up()
+    bench.begin(clock)
+    before = torch.cuda.memory_stats()["segment.all.allocated"]
+    for _ in range(2 * len(bench.places)):
+        bench.sample("fused", 1)
+        bench.sample("reference", 1)
+    assert torch.cuda.memory_stats()["segment.all.allocated"] == before
+    bench.end()
+
+
 @pytest.mark.gpu
 def test_a_graph_replays_checked_calls_and_a_call_that_waits_is_left_out(tiny, monkeypatch):
     bench = Bench(TINY.name, 0)

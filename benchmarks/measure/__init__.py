@@ -32,7 +32,7 @@ CLOCK_METHODS = {
     "cuda": {
         "device_us": "sum of the durations of the call's kernels, copies and fills, from CUPTI through torch.profiler; "
         "calls in rows; before a row other data of twice the L2 cache's size are read, unless a call reads as much or "
-        "is to find its logits there, and then one or two calls are not timed",
+        "is to find its logits there, and then one or two calls are not timed; on memory that was allocated before",
         "call_us": "host clock from an idle GPU until the result is ready; rows as of device_us",
         "host_us": "host clock until the call returns, otherwise as call_us",
         "graph_us": "a call's share of the replay of a CUDA graph of 16 calls or more (2 on 0.5 GiB of logits), "
