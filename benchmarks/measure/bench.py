@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 L2_MULTIPLE = 3  # of the L2 cache's size that rotating logits cover
-# So many, as far as they fit into a share of the GPU's memory that twenty processes of both sides can hold at once: of
-# seven draws of 161 MB in one process on an H200, a step took 47.9 to 49.3 us, and processes differed by 0.7 %; by 0.3 %
-# with 23.
+# So many, as far as they fit into a share of the GPU's memory that twenty processes of both sides can hold at once. Of
+# seven draws of 161 MB in one process on an H200, a step took 47.9 to 49.3 us, and processes differed by 0.7 %; of 23,
+# by 0.3 %.
 DRAWS, DRAWS_SHARE = 63, 1 / 40
 # And at least so many: of one draw of 0.3 GB, two processes of the same code on an H200 took 80.5 and 81.6 us, each of
 # them all the time. Of a warm workload no more.
