@@ -2,10 +2,11 @@
 
 Ids are restored from a prepared copy before each call, outside the sample. On a GPU each call takes the next of several
 draws of logits: together they cover at least three times the L2 cache, so that they come from memory, and where each of
-them lies there, which makes a few percent, averages out. Of a warm workload, the calls of a row share a draw. Rows of
-calls go round several streams, each with ids of its own, for the same reason: a package keeps a workspace for every
-stream. Before a row, other data fill the L2 cache, so that no call pays for what another has written there. A sample
-asks CUDA for no memory: after it gave some out, addresses are looked up anew, which the calls that follow pay for.
+them lies there, which makes a few percent, averages out. Of a warm workload, the calls of a row share a draw. Fused's
+rows go round several streams, each with ids of its own, for the same reason: a package keeps a workspace for every
+stream. Before a row, other data fill the L2 cache, so that no call pays for what another has written there. In a sample
+PyTorch asks CUDA for no memory, and before a block every draw is read: after CUDA gave memory out, calls take longer
+until each has been.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ SWEPT_MULTIPLE = 2
 MOST_UNTIMED = 2  # calls before a row
 # Streams that rows of calls go round, and the largest logits for which: allocations are a stream's own. On an H100, the
 # same kernel took about 4.7 or 4.9 us as it was given one or another workspace; with 25, processes differed by 0.56 %.
-# Fused alone goes round them. Where the reference did, CUDA gave it memory on each, and then, on an H200, fused took
-# 4.8 % more for a round of 63 draws of 40 MB: more often in the process where the reference ran more often, so that the
-# same code seemed to differ by 1 %.
+# Fused alone goes round them. Where the reference did, CUDA gave it memory on most, and after some of its turns, on an
+# H200, fused took 4.8 % more for a round of 63 draws of 40 MB (presumably every address was looked up anew): after more
+# of them in the process where the reference ran more often, so that the same code seemed to differ by 1 %.
 PLACES, PLACES_BYTES = 63, 2**26
 PRIORITIES = 2  # of streams: PyTorch has 32 of each
 GRAPH_CALLS = 16  # in a CUDA graph, at least: the start of a replay takes a microsecond or two
@@ -240,13 +241,10 @@ class Bench:
         return self.places if implementation == "fused" else self.places[:1]
 
     def warm_up(self) -> dict[str, int]:
-        """Call each implementation in all its places, then until its times have settled; how many calls that took."""
-        for implementation in self.implementations if self.device == "cuda" else ():
-            for stream, ids in self._places_of(implementation):
-                self.ids = ids
-                with self.torch.cuda.stream(stream):
-                    self._begin_row(implementation)
-        self.ids = self.places[0][1]
+        """Call each implementation in all its places, then until its times have settled; how many calls the latter
+        took."""
+        if self.device == "cuda":
+            self._visit_places()
         calls = {}
         for implementation in self.implementations:
             calls[implementation] = 0
@@ -259,6 +257,16 @@ class Bench:
                     break
                 before = now
         return calls
+
+    def _visit_places(self) -> None:
+        self.torch.cuda.synchronize()  # the streams do not wait for the one on which everything was made
+        for implementation in self.implementations:
+            for stream, ids in self._places_of(implementation):
+                self.ids = ids
+                with self.torch.cuda.stream(stream):
+                    self._begin_row(implementation)
+        self.ids = self.places[0][1]
+        self.torch.cuda.synchronize()
 
     def begin(self, clock: str, core: int | None = None, only: Sequence[str] | None = None) -> list[str]:
         """Start a block of samples on a clock and processor, of all implementations or of `only` those; which of them
@@ -277,6 +285,10 @@ class Bench:
             for name in wanted:
                 self._capture(name)
             return list(self.graphs)
+        if self.device == "cuda" and "fused" in self.implementations:
+            for logits in self.draws:
+                self._prepare()
+                self._call("fused", logits)
         return wanted
 
     def sample(self, implementation: str, calls: int) -> list[tuple[float, float, int, int]]:
