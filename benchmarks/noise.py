@@ -66,11 +66,10 @@ def learned(runs: Sequence[Run], known: NoiseRecord | None = None, *, add: bool 
     if not entries:
         raise ValueError(f"records: expected {LEAST_PROCESSES} processes of a pair in all; got fewer of every pair")
     record = NoiseRecord(
-        first.device, runs[0].created, first.commit, first.torch, first.triton, first.driver, entries,
-        tuple(dict.fromkeys([*before, *samples])),
-    )  # fmt: skip
-    if known is not None:
-        _add_known(record, known)
+        first.device, runs[0].created, first.commit, first.torch, first.triton, first.driver, entries, tuple(samples)
+    )
+    if known is not None and (_add_known(record, known) or add):
+        record = dataclasses.replace(record, samples=tuple(dict.fromkeys([*before, *samples])))
     ordered = {name: entries[name] for name in WORKLOADS if name in entries}
     return dataclasses.replace(record, entries=ordered)
 
@@ -107,7 +106,9 @@ def _expect_to_add_to(known: NoiseRecord | None, environment: Environment) -> No
             raise ValueError(f"--add: expected records with {name} {there}, as the known noise; got {here}")
 
 
-def _add_known(record: NoiseRecord, known: NoiseRecord) -> None:
+def _add_known(record: NoiseRecord, known: NoiseRecord) -> bool:
+    """Into the record, what is known of pairs that it lacks; whether there was any."""
+    added = False
     for workload in known.entries.keys() & WORKLOADS.keys():
         for clock, pairs in known.entries[workload].items():
             if clock == "graph_us":  # measured in one process of a run, so not learned again, and judged by nobody
@@ -118,6 +119,8 @@ def _add_known(record: NoiseRecord, known: NoiseRecord) -> None:
                     expect_versions_of(known, record)
                     source = noise.source or f"{known.commit}, {known.created}"
                     found[pair] = dataclasses.replace(noise, source=source)
+                    added = True
+    return added
 
 
 def _logs(run: Run) -> dict[Key, list[float]]:

@@ -113,6 +113,18 @@ def test_runs_are_added_to_what_is_known_as_if_all_had_been_learned_from_at_once
     assert learned(runs, at_once) == at_once  # learned anew, what is known may be of them
 
 
+def test_only_samples_that_something_known_is_of_are_told_from_new_ones():
+    first, second = _of_day(1, 9, 1.01), _of_day(2, 7, 0.98)
+    again = learned([second], learned([first]))  # in whose place it comes
+    assert set(again.samples) == set(learned([second]).samples)
+    assert again.of(NAME, "device_us", "fused beside base fused").processes == 7
+    both = learned([first], again, add=True)
+    assert both.of(NAME, "device_us", "fused beside base fused").processes == 16
+    known = learned([first])
+    known.entries[OTHER] = known.entries[NAME]
+    assert set(learned([second], known).samples) == set(both.samples)  # of the other workload it is known still
+
+
 def test_what_commits_an_addition_is_of_is_kept():
     later = dataclasses.replace(_of_day(2, 7, 0.98), environment=dataclasses.replace(GPU, commit="e" * 40))
     later = dataclasses.replace(later, base=dataclasses.replace(later.base, commit="e" * 40))
