@@ -21,7 +21,6 @@ from benchmarks.machine_code import WHAT
 from benchmarks.noise import ALONE, pair_name
 from benchmarks.policy import Policy, judged_clocks, slowdown_tolerance
 from benchmarks.results import (
-    VERSIONS,
     AcceptedSlowdown,
     Baseline,
     BaselineEntry,
@@ -31,6 +30,7 @@ from benchmarks.results import (
     Run,
     Series,
     Strict,
+    differing_versions,
 )
 from benchmarks.workloads import WORKLOADS, clocks_of, may_be_absent
 
@@ -399,10 +399,8 @@ def _notes(run: Run, case: Case) -> list[str]:
     if baseline is None:
         notes.append(f"No baseline for {environment.device}: judged by correctness and the absolute floor only.")
     for what, record in (("baseline", baseline), ("known noise", case.noise)):
-        for name in VERSIONS if record else ():
-            old, new = getattr(record, name), getattr(environment, name)
-            if old != new:
-                notes.append(f"The {what} was taken with {name} {old}; this run has {new}.")
+        for name, old, new in differing_versions(record, environment) if record else ():
+            notes.append(f"The {what} was taken with {name} {old}; this run has {new}.")
     gpu = environment.device_type == "cuda"
     known = [name for name, one in WORKLOADS.items() if name not in run.skipped and (gpu or not one.needs_gpu)]
     if missing := len([name for name in known if name not in run.workloads]):

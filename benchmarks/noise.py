@@ -19,6 +19,7 @@ from benchmarks.results import (
     NoiseRecord,
     Run,
     Series,
+    differing_versions,
     expect_one,
     expect_versions_of,
 )
@@ -100,10 +101,8 @@ def _expect_to_add_to(known: NoiseRecord | None, environment: Environment) -> No
         raise ValueError(f"--add: expected known noise of {environment.device} to add to; there is none")
     if not known.samples:
         raise ValueError("--add: the known noise does not say which runs it was learned from, which may be these")
-    for name in VERSIONS:
-        here, there = getattr(environment, name), getattr(known, name)
-        if here != there:
-            raise ValueError(f"--add: expected records with {name} {there}, as the known noise; got {here}")
+    for name, here, there in differing_versions(environment, known):
+        raise ValueError(f"--add: expected records with {name} {there}, as the known noise; got {here}")
 
 
 def _add_known(record: NoiseRecord, known: NoiseRecord) -> bool:

@@ -332,19 +332,23 @@ class Baseline(Record):
         return self.entries.get(workload, {}).get(clock, {}).get(beside)
 
 
+def differing_versions(one: Any, other: Any) -> list[tuple[str, Any, Any]]:
+    """Of `VERSIONS`, those in which two records or environments differ, and what each has."""
+    pairs = [(name, getattr(one, name), getattr(other, name)) for name in VERSIONS]
+    return [(name, here, there) for name, here, there in pairs if here != there]
+
+
 def expect_versions_of(older: Baseline | NoiseRecord, new: Baseline | NoiseRecord) -> None:
     """That what `new` keeps of `older` was measured with its versions.
 
     Raises:
         ValueError: it was not; the message says which, and both.
     """
-    for name in VERSIONS:
-        here, there = getattr(new, name), getattr(older, name)
-        if here != there:
-            raise ValueError(
-                "records: expected a `run` and a `compare` of all of today's workloads, because what they lack "
-                f"stays as it is in the {older.KIND}, which is of {name} {there}; got {name} {here}"
-            )
+    for name, here, there in differing_versions(new, older):
+        raise ValueError(
+            "records: expected a `run` and a `compare` of all of today's workloads, because what they lack "
+            f"stays as it is in the {older.KIND}, which is of {name} {there}; got {name} {here}"
+        )
 
 
 def expect_one(names: Sequence[str], runs: Sequence[Run]) -> None:

@@ -192,10 +192,8 @@ def _expect_device(device: str, record: Selftest, path: Path) -> None:
 
 
 def _expect_versions(environment: results.Environment, record: Selftest, path: Path) -> None:
-    for name in results.VERSIONS:
-        here, there = getattr(environment, name), getattr(record.environment, name)
-        if here != there:
-            raise results.RecordError(f"{path}: with {name} {there}, not {here}")
+    for name, here, there in results.differing_versions(environment, record.environment):
+        raise results.RecordError(f"{path}: with {name} {there}, not {here}")
 
 
 def _one(mutant: Mutant | None, seed: int) -> tuple[results.Run, Outcome]:
