@@ -63,6 +63,12 @@ VARIANTS = (
         "float32, many rows, all options": Variant("float32", options=True, many_rows=True),
         "float32, edits, many rows, all options": Variant("float32", options=True, many_rows=True, edit_threshold=0.5),
         "bfloat16, int32 ids, all options": Variant("bfloat16", options=True, ids="int32"),
+        "float16, many rows on any byte, all options": Variant("float16", 50257, options=True, many_rows=True),
+        "bfloat16, edits, rows on any byte, all options": Variant("bfloat16", 50257, options=True, edit_threshold=0.5),
+        "bfloat16, blocks of 128, few rows, all options": Variant("bfloat16", options=True, block_length=128),
+        "bfloat16, blocks of 300, many rows on any byte, all options": Variant(
+            "bfloat16", 50257, options=True, many_rows=True, block_length=300
+        ),
     }
     | {
         # The longest blocks whose rows are dealt, and longer ones, which take other branches.

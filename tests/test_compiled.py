@@ -113,8 +113,10 @@ SPILLING = {
         for arch in ("sm_90", "sm_100")
         for variant in ("rows on 16 bytes, all options", "edits, no other options", "edits, all options")
     },
+    ("sm_90", "bfloat16, blocks of 128, few rows, all options"): 3,
     # What the last program keeps from 256 positions to the next; the others have left by then.
     ("sm_90", LONG): 10,
+    ("sm_90", "bfloat16, blocks of 300, many rows on any byte, all options"): 9,
     ("sm_120", "bfloat16, blocks of 300, few rows, no options"): 5,
 }
 
