@@ -28,9 +28,9 @@ def require(distribution: str, tested: Sequence[str]) -> None:
     try:
         found = metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        raise RuntimeError(f"{expected}; it is not installed: pip install 'dllm-kernels[{distribution}]'") from None
+        raise RuntimeError(f"{expected}; it is not installed: pip install {distribution}=={tested[-1]}") from None
     if found.partition("+")[0] not in tested:
-        raise RuntimeError(f"{expected}; found {found}: pip install 'dllm-kernels[{distribution}]'")
+        raise RuntimeError(f"{expected}; found {found}: pip install {distribution}=={tested[-1]}")
 
 
 def row_statistics(
