@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -129,11 +130,14 @@ def refuse_what_noise_forbids(processes: Mapping[str, int], policy: Policy, nois
         ValueError: with the workload, and the tolerance that would be allowed.
     """
     wanted = policy.slowdowns["cuda"]["device_us"]
-    for workload, count in processes.items():
-        known = noise.of(workload, "device_us", BESIDE_BASE)
-        least = stats.least_tolerance(known, count, policy.look_error(), policy.power) if known else 0.0
-        if wanted < least:
-            raise ValueError(
-                f"--max-slowdown: expected at least {100 * least:.2g} for {workload}, what the noise of "
-                f"{noise.device} lets {count} processes tell apart; got {100 * wanted:g}"
-            )
+    least = {
+        workload: stats.least_tolerance(known, count, policy.look_error(), policy.power)
+        for workload, count in processes.items()
+        if (known := noise.of(workload, "device_us", BESIDE_BASE))
+    }
+    if least and wanted < max(least.values()):
+        workload = max(least, key=lambda name: least[name])
+        raise ValueError(
+            f"--max-slowdown: expected at least {math.ceil(1e4 * least[workload]) / 100:g} for {workload}, what the "
+            f"noise of {noise.device} lets {processes[workload]} processes tell apart; got {100 * wanted:g}"
+        )

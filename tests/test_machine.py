@@ -63,6 +63,22 @@ def test_commit_of_a_checkout_and_of_none(tmp_path, monkeypatch):
     assert machine.commit_of(tmp_path) == ("abc", False)
 
 
+def test_a_file_that_git_does_not_know_may_be_what_is_imported(tmp_path):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "code.py").write_text("x = 1\n")
+    (tmp_path / ".gitignore").write_text("__pycache__/\n")
+    for arguments in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "x"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    (tmp_path / "notes.txt").write_text("beside the package")
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "code.pyc").write_text("")
+    assert machine.commit_of(package)[1] is False
+    (package / "code").mkdir()
+    (package / "code" / "__init__.py").write_text("x = 2\n")  # in the place of code.py
+    assert machine.commit_of(package)[1] is True
+
+
 def test_the_image_is_part_of_what_was_measured_with(monkeypatch):
     """Kept in the record, since a record enters history on another host."""
     dockerfile = (ROOT / "Dockerfile").read_text()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import pytest
 
 from benchmarks.policy import Policy, baseline_tolerance, refuse_what_noise_forbids
-from tests.records import NAME, make_noise, make_run
+from tests.records import NAME, OTHER, make_noise, make_run
 
 POLICY = Policy()
 
@@ -25,11 +26,22 @@ def test_a_slowdown_that_is_no_share_is_refused(share):
         Policy(slowdowns={**POLICY.slowdowns, "cuda": {"device_us": share, "call_us": 0.05}})
 
 
+def _noise_of_two():
+    noise = make_noise()
+    noise.entries[OTHER] = noise.entries[NAME]
+    return noise
+
+
 def test_a_tolerance_below_the_noise_is_refused_with_the_one_that_is_allowed():
     wanted = dataclasses.replace(POLICY, slowdowns={**POLICY.slowdowns, "cuda": {"device_us": 0.001, "call_us": 0.05}})
     with pytest.raises(ValueError, match=rf"--max-slowdown: expected at least 0\.\d+ for {NAME}.*; got 0\.1"):
         refuse_what_noise_forbids({NAME: 9}, wanted, make_noise())
     refuse_what_noise_forbids({NAME: 9}, POLICY, make_noise())
+    with pytest.raises(ValueError, match=f"for {NAME}, .* lets 4 processes tell apart") as refused:
+        refuse_what_noise_forbids({OTHER: 9, NAME: 4}, wanted, _noise_of_two())  # the one that allows least
+    allowed = float(re.search(r"at least ([\d.]+)", str(refused.value))[1]) / 100
+    slowdowns = {**POLICY.slowdowns, "cuda": {"device_us": allowed, "call_us": 0.05}}
+    refuse_what_noise_forbids({OTHER: 9, NAME: 4}, dataclasses.replace(POLICY, slowdowns=slowdowns), _noise_of_two())
     refuse_what_noise_forbids({"of no known noise": 1}, wanted, make_noise())
 
 

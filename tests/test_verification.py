@@ -31,6 +31,18 @@ def test_a_verdict_is_derived_again_from_the_record_alone(tmp_path):
         verify(run)
 
 
+def test_another_scipys_last_digits_are_no_difference():
+    run, case = make_compared(), Case(POLICY, make_baseline(), make_noise())
+    judged = with_verdicts(run, case, judge(run, case))
+    for off, differs in ((1e-11, False), (1e-6, True)):
+        verdicts = [
+            {**one, "ratio": one["ratio"] and {**one["ratio"], "low": one["ratio"]["low"] * (1 + off)}}
+            for one in judged.judged["verdicts"]
+        ]
+        changed = dataclasses.replace(judged, judged={**judged.judged, "verdicts": verdicts})
+        assert bool(verify(changed)[1]) is differs
+
+
 def test_what_a_record_was_judged_by_is_held_beside_what_is_here():
     run = make_compared()
     case = Case(POLICY, make_baseline(), make_noise())

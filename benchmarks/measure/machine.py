@@ -153,16 +153,22 @@ def waited_ns() -> int:
 
 
 def commit_of(folder: Path) -> tuple[str | None, bool]:
-    """HEAD of the checkout that `folder` lies in, and whether tracked files differ; (None, True) where none is known.
+    """HEAD of the checkout that `folder` lies in, and whether it is changed: a tracked file anywhere, or a file in
+    `folder` that git neither tracks nor ignores, which Python might import; (None, True) where none is known.
 
     A copy that travels without its repository says in DLLM_KERNELS_COMMIT which commit it is a copy of.
     """
-    head, tracked, changes = (
+    head, tracked, changes, others = (
         _git(folder, *arguments)
-        for arguments in (("rev-parse", "HEAD"), ("ls-files", "."), ("status", "--porcelain", "--untracked-files=no"))
+        for arguments in (
+            ("rev-parse", "HEAD"),
+            ("ls-files", "."),
+            ("status", "--porcelain", "--untracked-files=no"),
+            ("ls-files", "--others", "--exclude-standard", "."),
+        )
     )
     if head and tracked and changes is not None:
-        return head, bool(changes)
+        return head, bool(changes or others)
     named = os.environ.get("DLLM_KERNELS_COMMIT")
     return (named, False) if named else (None, True)
 
