@@ -25,6 +25,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+# What a step tells the engine, each with the blocks as its first dimension: SGLang's done flags, a list of booleans;
+# diffusers' positions that were unmasked and edited, (B, L) each.
+Told = tuple[Any, ...]
 CACHE = Path(__file__).parents[1] / ".engines"
 SGLANG = "0.5.23"
 # What is run of the wheel: decoding algorithms, plug-in framework, and the environment variables that the latter reads.
@@ -107,7 +110,7 @@ def load_sglang() -> types.ModuleType:
 
 
 @functools.cache
-def _sglang_algorithm(name: str, block_size: int, mask_id: int, threshold: float) -> Any:
+def _sglang_algorithm(name: str, block_size: int, mask_id: int, threshold: float, is_vectorized: bool) -> Any:
     known = load_sglang().algo_name_to_cls
     if name not in known:  # as a server would: by the plug-in's entry point
         for plugin in metadata.entry_points(group="sglang.srt.plugins"):
@@ -118,7 +121,11 @@ def _sglang_algorithm(name: str, block_size: int, mask_id: int, threshold: float
         block_size=block_size,
         mask_id=mask_id,
         first_done_first_out_mode=True,
-        algorithm_config={"threshold": threshold, "edit_threshold": threshold},
+        algorithm_config={
+            "threshold": threshold,
+            "edit_threshold": threshold,
+            "vectorized_decoding": is_vectorized,
+        },
     )
     return known[name](config)
 
@@ -131,35 +138,42 @@ def _sglang_step(
     threshold: float,
     states: list[Any],
     prompt_mask: Tensor | None = None,
-) -> None:
+    is_vectorized: bool = False,
+) -> Told:
     batch, block_size, vocab = logits.shape
     if str(logits.dtype) != "torch.float32":
         raise ValueError(f"logits: expected float32, the only dtype that SGLang passes; got {logits.dtype}")
     forward_batch = types.SimpleNamespace(batch_size=batch, input_ids=input_ids.view(-1), dllm_prompt_mask=prompt_mask)
-    step = _sglang_algorithm(name, block_size, mask_id, threshold).step
-    step(forward_batch, logits.view(-1, vocab), states)
+    step = _sglang_algorithm(name, block_size, mask_id, threshold, is_vectorized).step
+    return (step(forward_batch, logits.view(-1, vocab), states),)
 
 
 def sglang_low_confidence(
     logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float, prompt_mask: Tensor | None = None
-) -> None:
+) -> Told:
     """The step of SGLang's `LowConfidence`, with the flags that it returns."""
-    _sglang_step("LowConfidence", logits, input_ids, mask_id, threshold, [None] * len(logits), prompt_mask)
+    return _sglang_step("LowConfidence", logits, input_ids, mask_id, threshold, [None] * len(logits), prompt_mask)
 
 
-def fused_in_sglang(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
+def fused_in_sglang(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> Told:
     """The step of the plug-in's `FusedLowConfidence`, with the flags that it returns."""
-    _sglang_step("FusedLowConfidence", logits, input_ids, mask_id, threshold, [None] * len(logits))
+    return _sglang_step("FusedLowConfidence", logits, input_ids, mask_id, threshold, [None] * len(logits))
 
 
-def sglang_joint_threshold(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
+def sglang_joint_threshold(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> Told:
     """The step of SGLang's `JointThreshold`, the first of blocks that hold no prompt; edits above `threshold` too."""
-    _sglang_step("JointThreshold", logits, input_ids, mask_id, threshold, _joint_states(input_ids))
+    return _sglang_step("JointThreshold", logits, input_ids, mask_id, threshold, _joint_states(input_ids))
 
 
-def fused_joint_in_sglang(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
+def sglang_joint_threshold_vectorized(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> Told:
+    """The same with `vectorized_decoding: true` in the algorithm's configuration, which SGLang leaves off on CUDA."""
+    states = _joint_states(input_ids)
+    return _sglang_step("JointThreshold", logits, input_ids, mask_id, threshold, states, is_vectorized=True)
+
+
+def fused_joint_in_sglang(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> Told:
     """The step of the plug-in's `FusedJointThreshold`, on the same terms."""
-    _sglang_step("FusedJointThreshold", logits, input_ids, mask_id, threshold, _joint_states(input_ids))
+    return _sglang_step("FusedJointThreshold", logits, input_ids, mask_id, threshold, _joint_states(input_ids))
 
 
 def _joint_states(input_ids: Tensor) -> list[Any]:
@@ -183,27 +197,28 @@ def _diffusers_scheduler(name: str, block_length: int, device: Any) -> Any:
     return scheduler
 
 
-def _diffusers_step(name: str, logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
+def _diffusers_step(name: str, logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> Told:
     scheduler = _diffusers_scheduler(name, input_ids.shape[1], input_ids.device)
     output = scheduler.step(
         logits, 0, input_ids, mask_token_id=mask_id, threshold=threshold, editing_threshold=threshold,
         prompt_mask=_no_prompt(input_ids.shape, input_ids.device)[0],  # which the pipeline gives in every step
     )  # fmt: skip
     input_ids.copy_(output.prev_sample)  # as the pipeline does, into the sequence
+    return output.transfer_index, output.editing_transfer_index
 
 
-def diffusers_block_refinement(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
+def diffusers_block_refinement(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> Told:
     """The step of diffusers' `BlockRefinementScheduler`; edits above `threshold` too."""
-    _diffusers_step("BlockRefinementScheduler", logits, input_ids, mask_id, threshold)
+    return _diffusers_step("BlockRefinementScheduler", logits, input_ids, mask_id, threshold)
 
 
-def fused_in_diffusers(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> None:
+def fused_in_diffusers(logits: Tensor, input_ids: Tensor, mask_id: int, threshold: float) -> Told:
     """The step of the plug-in's `FusedBlockRefinementScheduler`, on the same terms."""
-    _diffusers_step("FusedBlockRefinementScheduler", logits, input_ids, mask_id, threshold)
+    return _diffusers_step("FusedBlockRefinementScheduler", logits, input_ids, mask_id, threshold)
 
 
 # By the name that workloads begin with: the plug-in's step, and the one that the engine ships.
-STEPS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
+STEPS: dict[str, tuple[Callable[..., Told], Callable[..., Told]]] = {
     "sglang": (fused_in_sglang, sglang_low_confidence),
     "sglang-joint": (fused_joint_in_sglang, sglang_joint_threshold),
     "diffusers": (fused_in_diffusers, diffusers_block_refinement),

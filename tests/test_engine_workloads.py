@@ -6,6 +6,7 @@ import importlib
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import engines, measure
 from benchmarks.measure import engine_bench
@@ -87,7 +88,8 @@ def test_the_plug_in_is_what_is_held_beside_the_shipped_step(step, step_bench, m
 
     def note(*_: object, **__: object) -> SimpleNamespace:
         called.append(name)
-        return SimpleNamespace(prev_sample=step_bench.prepared)  # diffusers' output; SGLang's flags are not looked at
+        # diffusers' output; SGLang's flags are not looked at
+        return SimpleNamespace(prev_sample=step_bench.prepared, transfer_index=None, editing_transfer_index=None)
 
     monkeypatch.setattr(getattr(plugin, name), "step", note)
     for implementation in ("reference", "fused"):
@@ -104,6 +106,21 @@ def test_a_step_that_leaves_other_ids_fails_the_check(step_bench, name):
     checked = step_bench.check()
     assert not checked["passed"]
     assert checked["detail"].startswith(f"{name}: ")
+
+
+def test_flags_that_are_not_the_shipped_step_s_fail_the_check(step_bench):
+    honest = step_bench.implementations["fused"]
+
+    def lying(*arguments):
+        told = [torch.as_tensor(part) for part in honest(*arguments)]
+        last = told[-1].clone()
+        last.view(len(step_bench.prepared), -1)[0, 0].logical_not_()
+        return (*told[:-1], last)
+
+    step_bench.implementations["fused"] = lying
+    checked = step_bench.check()
+    assert not checked["passed"]
+    assert checked["detail"] == "fused: of 1 blocks the engine is told something else than by its own step"
 
 
 def test_a_package_without_the_plug_in_is_not_measured_if_it_is_the_base(step, monkeypatch):

@@ -234,7 +234,7 @@ def test_the_configuration_is_read_as_shipped(algorithms, name):
     for options in ({}, {"threshold": 0.25, "edit_threshold": 0.5, "penalty_lambda": 1, "max_post_edit_steps": 2}):
         theirs, ours = vars(build(shipped, **options)), vars(build(fused, **options))
         assert ours.pop("compatible") is False
-        del ours["_flags"]
+        del ours["_flags"], ours["_is_compiled"]
         ours.pop("_ids", None)
         assert ours == theirs
     with pytest.raises(TypeError, match="compatible: expected true or false in the .* configuration; got 'yes'"):
@@ -439,9 +439,19 @@ def test_the_steps_as_peers(algorithms):
     left = []
     for peer in (engines.sglang_low_confidence, engines.fused_in_sglang):
         left.append(ids.clone())
-        peer(logits, left[-1], 50, 0.3)
+        assert peer(logits, left[-1], 50, 0.3) == ([False, False],)
     assert left[0].equal(left[1])
     assert not left[0].equal(ids)
+    edited = []
+    for peer in (
+        engines.sglang_joint_threshold,
+        engines.sglang_joint_threshold_vectorized,
+        engines.fused_joint_in_sglang,
+    ):
+        edited.append(ids.clone())
+        assert peer(logits, edited[-1], 50, 0.3) == ([False, False],)
+    assert edited[0].equal(edited[1])
+    assert edited[0].equal(edited[2])
     with pytest.raises(ValueError, match="logits: expected float32, the only dtype that SGLang passes; got .*bfloat16"):
         engines.sglang_low_confidence(logits.bfloat16(), ids, 50, 0.3)
 
@@ -461,6 +471,23 @@ def test_flags_are_the_step_s_own_though_batches_grow_and_shrink(algorithms, nam
         assert flags == [request % 2 == 0 for request in range(requests)]
         kept.append(flags)
     assert kept[1] == kept[3]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_compiled_after_the_first_step(algorithms, name):
+    """SGLang makes one, of one request, before it serves."""
+    from dllm_kernels.gpu import post_process_kernel
+
+    vocab = {"LowConfidence": 5003, "JointThreshold": 5009}[name]  # which no other test has compiled for
+    algorithm = build(algorithms[f"Fused{name}"], 32, mask_id=99, threshold=0.9)
+    counts = []
+    for requests, has_prompt in ((1, False), (1, True), (8, False), (64, False), (64, True)):
+        ids = torch.full((requests, 32), 99, device=DEVICE)
+        batch = batch_of(ids, ids < 0 if has_prompt else None)
+        algorithm.step(batch, torch.randn(requests * 32, vocab, device=DEVICE), algorithm.init_step_state(batch))
+        counts.append(sum(len(caches[0]) for caches in post_process_kernel.device_caches.values()))
+    assert counts == counts[:1] * len(counts)
 
 
 STATES = {

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import engines, workloads
-from benchmarks.measure.bench import Bench, wrong_ids
+from benchmarks.measure.bench import Bench, undecidable, wrong_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PLUG_INS = "dllm_kernels.integrations"
 
@@ -35,18 +38,30 @@ class EngineBench(Bench):
             self.implementations = dict(zip(("fused", "reference"), engines.STEPS[kind.engine], strict=True))
 
     def check(self) -> dict[str, Any]:
-        """Whether both steps leave the ids of the specification, outside the undecidable band; and which those are."""
+        """Whether both steps leave the ids of the specification, outside the undecidable band, and tell the engine the
+        same; and which those ids are."""
         if self.is_absent:
             return {"passed": False, "detail": f"the package has no {PLUG_INS}", "digest": "", "absent": True}
         digest, found = hashlib.sha256(), ""
         for logits in self.draws:
             expected_ids, p = self.prepared.clone(), self.torch.empty(self.prepared.shape, device=self.device)
             self.specification(logits, expected_ids, self.workload.mask_id, workloads.THRESHOLD, confidence=p)
-            for name in self.implementations:
+            told = {}
+            for name, step in self.implementations.items():
                 self.ids.copy_(self.prepared)
-                self._call(name, logits)
+                told[name] = step(logits, self.ids, self.workload.mask_id, workloads.THRESHOLD)
                 if wrong := wrong_ids(self.ids, expected_ids, p):
                     found = found or f"{name}: {wrong} ids are not as specified"
+            if blocks := self._blocks_told_otherwise(told["fused"], told["reference"], p):
+                found = found or f"fused: of {blocks} blocks the engine is told something else than by its own step"
             digest.update(expected_ids.cpu().numpy().tobytes())
-        detail = found or f"the ids of both steps are as specified on {len(self.draws)} draws"
+        detail = found or f"the ids of both steps are as specified, and flags the same, on {len(self.draws)} draws"
         return {"passed": not found, "detail": detail, "digest": digest.hexdigest()}
+
+    def _blocks_told_otherwise(self, told: engines.Told, by_the_shipped: engines.Told, p: Tensor) -> int:
+        """Of how many blocks, outside the undecidable band."""
+        differs = self.torch.zeros(len(p), dtype=self.torch.bool, device=self.device)
+        for ours, theirs in zip(told, by_the_shipped, strict=True):
+            one, other = (self.torch.as_tensor(part, device=self.device) for part in (ours, theirs))
+            differs |= (one != other).view(len(p), -1).any(dim=-1)
+        return int((differs & ~undecidable(p).any(dim=-1)).sum())

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_kernels import dllm_post_process_fused
+from dllm_kernels import dllm_post_process_fused, warmup
 from dllm_kernels.integrations import require, row_statistics, unmask
 
 TESTED = ("0.5.23",)
@@ -58,6 +58,7 @@ class FusedLowConfidence(LowConfidence):
         _check_numbers(threshold=self.threshold)
         self.compatible = _is_compatible(config)
         self._flags = _HostMemory(torch.bool)
+        self._is_compiled = False
         _tell(self)
 
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
@@ -73,6 +74,8 @@ class FusedLowConfidence(LowConfidence):
             input_ids.copy_(torch.where(unmasked, candidates, input_ids))
             accepted.copy_(unmasked, non_blocking=True)
         else:
+            if not self._is_compiled:
+                self._is_compiled = _compile(logits, input_ids, self.mask_id, edits=False)
             dllm_post_process_fused(
                 logits,
                 input_ids,
@@ -110,6 +113,7 @@ class FusedJointThreshold(JointThreshold):
         self.vectorized_decoding = self._use_shared_state = False
         self._flags = _HostMemory(torch.bool)
         self._ids = _HostMemory(torch.int64)
+        self._is_compiled = False
         _tell(self)
 
     def step(self, forward_batch: Any, full_logits: Tensor, states: list[Any]) -> list[bool]:
@@ -151,6 +155,8 @@ class FusedJointThreshold(JointThreshold):
 
     def _update(self, logits: Tensor, input_ids: Tensor, closed: Tensor) -> tuple[list[bool], list[bool]]:
         """Unmask and edit, in place; of each block, whether a mask was replaced, and whether anything has changed."""
+        if not self._is_compiled:
+            self._is_compiled = _compile(logits, input_ids, self.mask_id, edits=True)
         flags = self._flags.of((2, *input_ids.shape))
         unmasked, changed = flags
         before = self._ids.of(tuple(input_ids.shape))
@@ -212,6 +218,25 @@ class _HostMemory:
                 self._memory = torch.empty(elements, dtype=self._dtype, pin_memory=torch.cuda.is_available())
             self._views[shape] = self._memory[:elements].view(shape)
         return self._views[shape]
+
+
+def _compile(logits: Tensor, input_ids: Tensor, mask_id: int, *, edits: bool) -> bool:
+    """What any later step may need, at the first one, which SGLang makes before it serves: kernels for few requests and
+    for many, and those of `LowConfidence` for prompts and none. True when that is done."""
+    if logits.device.type == "cuda":
+        for prompt_mask in (True,) if edits else (True, False):
+            warmup(
+                logits.shape[-1],
+                dtype=logits.dtype,
+                block_length=logits.shape[1],
+                ids_dtype=input_ids.dtype,
+                prompt_mask=prompt_mask,
+                exclude_ids=int(mask_id < logits.shape[-1]),
+                edits=edits,
+                outputs=("accepted",),
+                device=logits.device,
+            )
+    return True
 
 
 def _wait(device: torch.device) -> None:
