@@ -44,6 +44,9 @@ except ModuleNotFoundError as missing:  # which Python would end with the code o
         raise
     print(f"error: {missing}: it is in the dependency group bench: pip install --group bench", file=sys.stderr)
     sys.exit(2)
+except KeyboardInterrupt:
+    print("interrupted before anything was measured", file=sys.stderr)
+    sys.exit(130)
 
 OUTPUT = Path(os.environ.get("DLLM_KERNELS_OUTPUT", Path(__file__).resolve().parent.parent / ".bench"))
 USAGE_ERROR = 2
@@ -132,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="print the verdicts as JSON")
 
     run = commands.add_parser("run", parents=[measuring], help="measure into a record")
+    run.add_argument("--json", action="store_true", help="print where the record is, and of what, as JSON")
     run.set_defaults(command=_run)
     compare = commands.add_parser(
         "compare", parents=[measuring, judging], help="two states of the package side by side, and the verdict"
@@ -155,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     becoming.add_argument("--accept", action="store_true", required=True, help="say that you mean it")
     becoming.add_argument("--reason", required=True, metavar="TEXT", help="why; it is stored in the baseline")
+    becoming.add_argument("--json", action="store_true", help="print the baseline as JSON")
     becoming.set_defaults(command=_baseline)
     learn = commands.add_parser("noise", help="make records of a commit beside itself the known noise of their device")
     learn.add_argument(
@@ -168,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     learn.add_argument(
         "--add", action="store_true", help="to what is known already of the same code, as further processes of it"
     )
+    learn.add_argument("--json", action="store_true", help="print what is known as JSON")
     learn.set_defaults(command=_noise)
     bench = commands.add_parser(
         "bench", parents=[measuring, judging], help="the whole path, from measuring to the page"
@@ -210,7 +216,11 @@ def _run(options: argparse.Namespace) -> int:
     chosen, skipped = _chosen(options)
     run = session.measured(chosen, skipped=skipped, processes=options.processes, seed=options.seed)
     results.save(run, options.output)
-    print(f"Record: {options.output}")
+    if options.json:
+        told = {"device": run.environment.device, "workloads": run.workloads, "seconds": run.seconds}
+        print(json.dumps({"record": str(options.output), **told}))
+    else:
+        print(f"Record: {options.output}")
     return 0
 
 
@@ -232,15 +242,21 @@ def _verify(options: argparse.Namespace) -> int:
     judgement, differences = verification.verify(run)
     if differences:
         raise ValueError(f"{options.record}: its samples do not give its verdicts:\n" + "\n".join(differences))
-    others = [f"It was judged by another {one}" for one in verification.judged_otherwise(run, session.case_of(run))]
+    case = session.case_of(run)
+    others = [f"It was judged by another {one}" for one in verification.judged_otherwise(run, case)]
+    here = verification.by_the_rules_of(run, case) if others else judgement
+    status = gate.worst([judgement.status, here.status])
     if options.json:
-        print(json.dumps({**report.plain(run, judgement), "judged_otherwise": others}, indent=1))
-        return judgement.status.value
+        told = {"judged_otherwise": others, "by_this_repository": here.status.name}
+        print(json.dumps({**report.plain(run, judgement), **told}, indent=1))
+        return status.value
     print(f"{options.record}: all {len(judgement.verdicts)} verdicts follow from its samples.")
+    print(report.headline(run, judgement))
     for other in others:
         print(other)
-    print(report.headline(run, judgement))
-    return judgement.status.value
+    if others:
+        print(f"By this repository's rules: {report.headline(run, here)}")
+    return status.value
 
 
 def _baseline(options: argparse.Namespace) -> int:
@@ -250,6 +266,9 @@ def _baseline(options: argparse.Namespace) -> int:
     older = results.load(results.Baseline, path) if path.exists() else None
     accepted = baseline.accepted(runs, options.reason, session.noise_of(device), older)
     results.save(accepted, path)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(accepted), indent=1))
+        return 0
     if older is not None:
         _print_lower(accepted, older)
     kept = sum(bool(entry.source) for *_, entry in baseline.entries(accepted))
@@ -271,6 +290,9 @@ def _noise(options: argparse.Namespace) -> int:
     learned = noise.learned(runs, session.noise_of(runs[0].environment.device), add=options.add)
     path = session.noise_path(learned.device)
     results.save(learned, path)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(learned), indent=1))
+        return 0
     print(f"Known noise of {learned.device}: {path}. It counts once it is reviewed and merged.")
     return 0
 

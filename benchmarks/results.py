@@ -100,6 +100,10 @@ class Block(Strict):
     fault: str
     gpu: GpuState | None
 
+    def __post_init__(self) -> None:
+        if self.gpu and self.fault != self.gpu.fault:
+            raise ValueError(f"fault: expected that of the GPU's state, {self.gpu.fault!r}; got {self.fault!r}")
+
 
 @dataclass(frozen=True)
 class Series(Strict):

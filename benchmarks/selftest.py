@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -100,6 +102,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="save the runs of the same code there, for `noise` to learn from"
     )
+    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of the table")
     parser.set_defaults(command=_selftest)
 
 
@@ -143,7 +146,8 @@ def _selftest(options: argparse.Namespace) -> int:
     for mutant, seed in todo:
         if time.monotonic() > deadline:
             print(
-                f"The time is over; run the same command again for the {left} that are left: --output {options.output}"
+                f"The time is over; run the same command again for the {left} that are left: --output {options.output}",
+                file=sys.stderr,
             )
             break
         run, outcome = _one(mutant, seed)
@@ -156,14 +160,14 @@ def _selftest(options: argparse.Namespace) -> int:
         record = Selftest(environment, run.command, (*before, outcome), ())
         results.save(record, options.output)
         left -= 1
-        print(_line(outcome), flush=True)
+        print(_line(outcome), flush=True, file=sys.stderr if options.json else sys.stdout)
     if record is None:
         raise ValueError("selftest: expected --same or --planted; there is nothing to show yet")
     noise = session.noise_of(record.environment.device)
     if noise is not None:
         record = dataclasses.replace(record, power=_powers(noise, record.environment.device_type))
     results.save(record, options.output)
-    print(table(record))
+    _print(record, options)
     verdict = _verdict(record.runs)
     return gate.Status.INCONCLUSIVE.value if left and verdict is gate.Status.PASS else verdict.value
 
@@ -173,8 +177,12 @@ def _show(options: argparse.Namespace) -> int:
     if any(others) or options.first_seed != 1:
         raise ValueError("--show: expected no other option, because nothing is run or written")
     shown = results.load(Selftest, options.show)
-    print(table(shown))
+    _print(shown, options)
     return _verdict(shown.runs).value
+
+
+def _print(record: Selftest, options: argparse.Namespace) -> None:
+    print(json.dumps(dataclasses.asdict(record), indent=1) if options.json else table(record))
 
 
 def _planted(names: Sequence[str] | None, device_type: str) -> list[Mutant]:
@@ -312,7 +320,10 @@ def _power(workload: str, clock: str, noise: results.Noise, device_type: str, co
 
 
 def _good(outcome: Outcome) -> bool:
-    return outcome.status == ("PASS" if outcome.planted == SAME else "REGRESSION")
+    """What was planted leaves the right results, only later: a wrong one is a slowdown that was not caught."""
+    if outcome.planted == SAME:
+        return outcome.status == "PASS"
+    return outcome.status == "REGRESSION" and not outcome.reason.startswith(gate.WRONG)
 
 
 def _verdict(outcomes: Sequence[Outcome]) -> gate.Status:

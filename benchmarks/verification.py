@@ -42,6 +42,12 @@ def verify(run: Run) -> tuple[Judgement, list[str]]:
     return judgement, [difference for old, new in pairs if (difference := _difference(old, new))]
 
 
+def by_the_rules_of(run: Run, case: Case) -> Judgement:
+    """The judgement on what the record was judged on, by the case's policy, baseline, noise and exceptions."""
+    assert run.judged is not None
+    return judge(run, dataclasses.replace(case, expected=decoded(_Judged, run.judged).expects()))
+
+
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Of a recorded and a derived verdict, in words; empty where there is none."""
     was, now = _leaves(old), _leaves(new)

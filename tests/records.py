@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-from benchmarks.results import Baseline, BaselineEntry, Check, Environment, Noise, NoiseRecord, Run, Series, State
+from benchmarks.results import (
+    Baseline,
+    BaselineEntry,
+    Block,
+    Check,
+    Environment,
+    GpuState,
+    Noise,
+    NoiseRecord,
+    Run,
+    Series,
+    State,
+)
 
 NAME = "1x32x128000-fp16-100"
 OTHER = "1x32x157184-bf16-100"
@@ -18,6 +31,16 @@ def make_series(
     """Ten pairs; `ratio` is that of the second to the first."""
     jitter = [1 + 0.001 * (number % 3) for number in range(10)]
     return Series(*name, process, *pair, tuple(us * j for j in jitter), tuple(us * ratio * j for j in jitter), quiet)
+
+
+COUNTS = {"launches": 1, "synchronizations": 0, "allocations": 0}
+CALM = GpuState(1980, 2619, 40, 300.0, (), 0)
+
+
+def blocks_of(series: Sequence[Series], environment: Environment = GPU) -> tuple[Block, ...]:
+    """One of each process and clock, in which nothing was wrong."""
+    places = dict.fromkeys((one.workload, one.process, one.clock) for one in series)
+    return tuple(Block(*place, "", CALM if environment.device_type == "cuda" else None) for place in places)
 
 
 def make_run(
@@ -55,8 +78,8 @@ def make_run(
         "clock_methods": {"device_us": "CUPTI", "call_us": "host clock"},
         "checks": tuple(checks),
         "series": tuple(series),
-        "blocks": (),
-        "counts": {side: {name: {"launches": 1} for name in names} for side in ("head", "base")},
+        "blocks": blocks_of(series, environment),
+        "counts": {side: dict.fromkeys(names, COUNTS) for side in ("head", "base")},
     }
     return Run(**{**fields, **changes})
 

@@ -15,7 +15,7 @@ from benchmarks import gate, history, measure, results, session, verification
 from benchmarks.policy import Policy
 from benchmarks.site import command as dashboard
 from benchmarks.workloads import WORKLOADS
-from tests.records import GPU, NAME, make_noise, make_run, steady
+from tests.records import GPU, NAME, blocks_of, make_noise, make_run, steady
 
 
 def _whole(device=15.0, **changes):
@@ -176,7 +176,7 @@ def test_bench_measures_more_where_in_doubt_and_stops(tmp_path, monkeypatch, cap
         run = make_run({key: values[:1] * processes for key, values in steady().items()})
         shifted = [dataclasses.replace(one, process=one.process + first_process) for one in run.series]
         checks = [dataclasses.replace(one, process=one.process + first_process) for one in run.checks]
-        return dataclasses.replace(run, series=tuple(shifted), checks=tuple(checks))
+        return dataclasses.replace(run, series=tuple(shifted), checks=tuple(checks), blocks=blocks_of(shifted))
 
     monkeypatch.setattr(measure, "measure", fake_measure)
     monkeypatch.setattr(history, "record", lambda record, run: True)
@@ -315,6 +315,36 @@ def test_verify_tells_what_else_the_record_was_judged_by(record, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["status"] == "PASS"
     assert difference in "".join(told["judged_otherwise"])
+
+
+def test_verify_exits_with_the_verdict_by_this_repository_s_rules_where_a_record_s_are_looser(record, capsys):
+    run = _whole(2.0)
+    floors = {**Policy().floors, "cuda": {"device_us": 1.0, "call_us": 1.0}}
+    case = gate.Case(dataclasses.replace(Policy(), floors=floors))
+    path = record(verification.with_verdicts(run, case, gate.judge(run, case)))
+    assert cli.main(["verify", path]) == 1
+    printed = capsys.readouterr().out
+    assert "It was judged by another policy" in printed
+    assert "By this repository's rules: REGRESSION" in printed
+    assert cli.main(["verify", path, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["status"], told["by_this_repository"]) == ("PASS", "REGRESSION")
+
+
+def test_commands_that_write_a_record_tell_machines_of_it(record, tmp_path, monkeypatch, capsys):
+    run = make_run(steady(), slowdowns=steady(1.0, 1.0), base=results.State(GPU.commit, False, ""))
+    monkeypatch.setattr(measure, "measure", lambda *_, **__: run)
+    output = tmp_path / "run.json"
+    assert cli.main(["run", "--workload", NAME, "--output", str(output), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"record": str(output), "device": GPU.device, "workloads": [NAME], "seconds": 20.0}
+    assert cli.main(["baseline", record(_whole()), "--accept", "--reason", "first", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["entries"][NAME]["call_us"]["reference"]["fused_us"] > 0
+    six = {key: [0.99, 1.0, 1.01, 1.0, 0.99, 1.01] for key in steady()}
+    same = make_run(six, slowdowns=six, base=results.State(GPU.commit, False, ""))
+    assert cli.main(["noise", record(same), "--accept", "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)["entries"][NAME]["device_us"]
+    assert known["fused beside base fused"]["processes"] == 6
 
 
 def test_a_part_is_a_pass_of_a_measurement_only_where_it_was_asked_for(tmp_path, monkeypatch, capsys):

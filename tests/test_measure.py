@@ -382,9 +382,10 @@ class _Gpu:
 
 def test_throttled_blocks_are_dropped_and_taken_again(tiny):
     conductor = measure._Conductor("cpu", 5, None)
-    conductor.gpu = _Gpu("power cap", "")
+    conductor.gpu = _Gpu("", "power cap", "brake", "", "")  # at a block's end, at the next one's start, and not again
     conductor.measure_workload(TINY, {0: {"head": _InThisProcess()}})
-    assert [block.fault for block in conductor.blocks] == ["the GPU was throttled: power cap", ""]
+    faults = ["the GPU was throttled: power cap", "the GPU was throttled: brake", ""]
+    assert [block.fault for block in conductor.blocks] == faults
     assert conductor.series
 
 

@@ -35,7 +35,7 @@ def selftests(tmp_path, monkeypatch):
                 name: tuple(
                     dataclasses.replace(one, process=one.process + first_process) for one in getattr(made, name)
                 )
-                for name in ("checks", "series")
+                for name in ("checks", "series", "blocks")
             }
             return dataclasses.replace(made, **numbered)
 
@@ -65,6 +65,17 @@ def test_a_slowdown_that_is_missed_fails(selftests, capsys):
     assert code == 1
     assert record["runs"][0]["status"] == "PASS"
     assert "planted: 0 of 1 runs caught" in capsys.readouterr().out
+
+
+def test_a_wrong_result_is_no_slowdown_that_was_caught(selftests, capsys):
+    _, record = selftests("--planted", "1", "--mutant", "second-pass", "--mutant", "extra-launch")
+    record["runs"][1]["reason"] = "wrong result: 3 ids differ from the reference"
+    path = selftests.folder / "wrong.json"
+    path.write_text(json.dumps(record))
+    assert cli.main(["selftest", "--show", str(path)]) == 1
+    assert "planted: 1 of 2 runs caught" in capsys.readouterr().out
+    assert cli.main(["selftest", "--show", str(path), "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 2
 
 
 def test_a_gate_that_doubts_the_same_code_too_often_is_not_good(selftests, capsys):

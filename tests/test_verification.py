@@ -17,7 +17,7 @@ POLICY = Policy()
 
 
 def test_a_verdict_is_derived_again_from_the_record_alone(tmp_path):
-    run = make_compared(1.03)
+    run = make_compared(1.08)
     accepted = (AcceptedSlowdown(NAME, "call_us", "d" * 40, 0.1, "x", "2027-01-01"),)
     case = Case(POLICY, make_baseline(), make_noise(), accepted, (NAME,))
     results.save(with_verdicts(run, case, judge(run, case)), tmp_path / "run.json")
