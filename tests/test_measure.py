@@ -435,6 +435,36 @@ def test_a_call_that_takes_long_is_alone_in_its_row_and_comes_half_as_often(name
     assert len(rows) == 2 * measure.OF_SPEEDUP.turns["device_us"] // share  # of fused and reference, in one block
 
 
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_beside_a_base_the_reference_is_paired_in_every_part_of_a_block_and_three_times_at_least(monkeypatch, seconds):
+    monkeypatch.setattr(measure, "MAX_SECONDS", {"cuda": seconds})
+    conductor = measure._Conductor("cuda", 5, None)
+    conductor.measure_workload(
+        workloads.WORKLOADS["1x32x128000-fp16-100"], {0: {"head": _Counting(), "base": _Counting()}}
+    )
+    pairs = {(one.clock, one.implementation, one.beside): len(one.us) for one in conductor.series}
+    for beside, implementation in (("base reference", "fused"), ("base reference", "reference")):
+        assert pairs["call_us", implementation, beside] == (5 if seconds else measure.MIN_TURNS)
+        assert pairs["device_us", implementation, beside] == (4 if seconds else measure.MIN_TURNS) * 2  # calls in a row
+
+
+def test_the_references_are_paired_before_base_s_alone_runs():
+    """What has just run, and what ran many turns ago, are not the same: on the host's clock it made 3 %."""
+    asked = []
+
+    class Noting(_Counting):
+        def send(self, do, **arguments):
+            super().send(do, **arguments)
+            if do == "sample" and self.clock == "call_us":
+                asked.append(arguments["implementation"])
+
+    workload = workloads.WORKLOADS["1x32x128000-fp16-100"]
+    measure._Conductor("cuda", 5, None).measure_workload(workload, {0: {"head": Noting(), "base": Noting()}})
+    first = asked.index("reference")
+    assert asked[first : first + 2] == ["reference", "reference"]
+    assert sorted(asked[first + 2 : first + 4]) == ["fused", "reference"]
+
+
 def test_calls_of_a_row_that_vary_together_tell_no_more_than_one():
     """Or sampling would end while rows, which differ by the place that they were given, are few."""
     rows = [(1.0 + 0.01 * (number % 7), 1.0) for number in range(40)]

@@ -67,7 +67,7 @@ OF_SLOWDOWN = Sampling(
     precision={"device_us": 0.002, "call_us": 0.01, "graph_us": math.inf},
 )
 MAX_SECONDS = {"cuda": 2.0, "cpu": 0.9}  # of a block, after which no further turn is started
-MIN_TURNS = 3
+MIN_TURNS = 3  # with the reference: those that are missing then are taken all the same
 RETAKES = 2  # of a block during which the GPU was throttled or another process used it
 MAX_WAIT = 0.05  # of a pair's time that our threads, together, may wait for a processor
 # Turns with the reference in a block, when head and base are compared: it takes so long that it would take most of the
@@ -301,11 +301,16 @@ class _Conductor:
         state = self.gpu.state(self.ours) if self.gpu else None
         turns: list[Turn] = []
         deadline = time.monotonic() + MAX_SECONDS[self.device]
-        number = 0
+        number = references = 0
         reference_every = max(1, wanted // REFERENCE_TURNS[self.device][clock])
         reversed_orders: dict[Pair, list[tuple[str, str]]] = {}  # that are due
-        while number < wanted and (number < MIN_TURNS or time.monotonic() < deadline):
-            for pair in _pairs_of(workers, number % reference_every == 0 or number < MIN_TURNS):
+        while number < wanted:
+            is_over = time.monotonic() >= deadline
+            if is_over and references >= MIN_TURNS:
+                break
+            with_reference = is_over or number % reference_every == 0
+            references += with_reference
+            for pair in _pairs_of(workers, with_reference):
                 if any(implementation not in ready[side] for side, implementation in pair):
                     continue
                 # Each order as often as the other: on an H100 fused took 7.4 us in some rows and 9.4 in others beside
