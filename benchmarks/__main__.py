@@ -247,7 +247,7 @@ def _verify(options: argparse.Namespace) -> int:
     here = verification.by_the_rules_of(run, case) if others else judgement
     status = gate.worst([judgement.status, here.status])
     if options.json:
-        told = {"judged_otherwise": others, "by_this_repository": here.status.name}
+        told = {"status": status.name, "recorded_status": judgement.status.name, "judged_otherwise": others}
         print(json.dumps({**report.plain(run, judgement), **told}, indent=1))
         return status.value
     print(f"{options.record}: all {len(judgement.verdicts)} verdicts follow from its samples.")
@@ -255,7 +255,7 @@ def _verify(options: argparse.Namespace) -> int:
     for other in others:
         print(other)
     if others:
-        print(f"By this repository's rules: {report.headline(run, here)}")
+        print(f"On the same workloads by this repository's rules: {report.headline(run, here)}")
     return status.value
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
 
 from benchmarks import whole
 
@@ -73,14 +73,14 @@ class State(Strict):
 
 @dataclass(frozen=True)
 class GpuState(Strict):
-    """A GPU at the end of a block of samples."""
+    """A GPU before or after a block of samples."""
 
-    sm_mhz: int
-    memory_mhz: int
+    sm_mhz: NonNegativeInt
+    memory_mhz: NonNegativeInt
     temperature_c: int
     power_w: float
     throttled: tuple[str, ...]  # reasons for lower clocks that are none of ours
-    foreign_processes: int
+    foreign_processes: NonNegativeInt
 
     @property
     def fault(self) -> str:

@@ -250,7 +250,10 @@ def _comparison(run: results.Run) -> gate.Judgement:
 
 def _worst(judgement: gate.Judgement) -> gate.Verdict:
     ranks = {gate.Status.REGRESSION: 2, gate.Status.INCONCLUSIVE: 1, gate.Status.PASS: 0}
-    return max(judgement.verdicts, key=lambda v: (ranks[v.status], v.ratio.estimate if v.ratio else 0.0))
+    return max(
+        judgement.verdicts,
+        key=lambda v: (ranks[v.status], v.reason.startswith(gate.WRONG), v.ratio.estimate if v.ratio else 0.0),
+    )
 
 
 def _merged(record: Selftest | None, other: Selftest, path: Path) -> Selftest:

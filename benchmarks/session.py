@@ -175,7 +175,8 @@ def case_of(run: results.Run, require_baseline: bool = False, asked: Sequence[st
     baseline, noise, accepted = rules_of(run.environment.device)
     whole = [workload.name for workload in workloads.select(None, gpu=gpu)[0]]
     whole += baseline.entries if baseline else []
-    too_new = {name for name in run.skipped if workloads.may_be_absent(name)}  # for base: see `measure`
+    # For base: see `measure`.
+    too_new = {name for name in run.skipped if run.base is not None and workloads.may_be_absent(name)}
     whole = [name for name in whole if name not in too_new]
     return gate.Case(
         baseline=baseline,

@@ -325,10 +325,10 @@ def test_verify_exits_with_the_verdict_by_this_repository_s_rules_where_a_record
     assert cli.main(["verify", path]) == 1
     printed = capsys.readouterr().out
     assert "It was judged by another policy" in printed
-    assert "By this repository's rules: REGRESSION" in printed
+    assert "On the same workloads by this repository's rules: REGRESSION" in printed
     assert cli.main(["verify", path, "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
-    assert (told["status"], told["by_this_repository"]) == ("PASS", "REGRESSION")
+    assert (told["status"], told["recorded_status"]) == ("REGRESSION", "PASS")
 
 
 def test_commands_that_write_a_record_tell_machines_of_it(record, tmp_path, monkeypatch, capsys):

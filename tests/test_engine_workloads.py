@@ -108,6 +108,22 @@ def test_a_step_that_leaves_other_ids_fails_the_check(step_bench, name):
     assert checked["detail"].startswith(f"{name}: ")
 
 
+@pytest.mark.parametrize("blocks", ["every one", "one"])
+def test_an_engine_that_is_never_told_of_a_block_s_end_fails_the_check(step, step_bench, blocks):
+    honest = step_bench.implementations["fused"]
+
+    def never_done(*arguments):
+        told = honest(*arguments)
+        if step.engine == "diffusers":
+            return tuple(torch.zeros_like(part) if blocks == "every one" else part[:1] for part in told)
+        return ([False] * (len(step_bench.prepared) if blocks == "every one" else 1),)
+
+    step_bench.implementations["fused"] = never_done
+    checked = step_bench.check()
+    assert not checked["passed"]
+    assert checked["detail"].startswith("fused: ")
+
+
 def test_flags_that_are_not_the_shipped_step_s_fail_the_check(step_bench):
     honest = step_bench.implementations["fused"]
 

@@ -50,10 +50,10 @@ def test_waiting_for_a_processor_is_seen():
         "if other:\n"
         "    os.waitpid(other, 0)\n"
         "    from benchmarks.measure.machine import waited_ns\n"
-        "    print(waited_ns(every_thread=True), waited_ns(every_thread=False))\n"
+        "    print(waited_ns())\n"
     )
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert all(int(waited_ns) > 50e6 for waited_ns in printed.split())
+    assert int(printed) > 50e6
 
 
 def test_commit_of_a_checkout_and_of_none(tmp_path, monkeypatch):

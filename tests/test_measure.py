@@ -208,13 +208,18 @@ def test_pairs_taken_while_others_ran_are_left_out():
     def turns(waited):
         return [(pair, {one: [(float(turn), 0.0, 1000, waited(turn))] for one in pair}) for turn in range(8)]
 
-    taken, quiet = measure._on_the_host_clocks(turns(lambda turn: 500 * (turn % 2)), "cpu")
-    assert quiet
+    taken, disturbed = measure._on_the_host_clocks(turns(lambda turn: 500 * (turn % 2)), "cpu")
+    assert disturbed == set()
     assert taken["call_us", pair] == [(0.0, 0.0), (2.0, 2.0), (4.0, 4.0), (6.0, 6.0)]
     for calm in (0, 3):
-        taken, quiet = measure._on_the_host_clocks(turns(lambda turn, calm=calm: 500 * (turn >= calm)), "cpu")
-        assert not quiet
+        taken, disturbed = measure._on_the_host_clocks(turns(lambda turn, calm=calm: 500 * (turn >= calm)), "cpu")
+        assert disturbed == {("call_us", pair)}
         assert len(taken["call_us", pair]) == 8
+    other = (("head", "fused"), ("base", "fused"))
+    both = [*turns(lambda turn: 500), *((other, {one: [(1.0, 0.0, 1000, 0)] for one in other}) for _ in range(3))]
+    taken, disturbed = measure._on_the_host_clocks(both, "cpu")
+    assert disturbed == {("call_us", pair)}, "what disturbed one pair says nothing of another"
+    assert (len(taken["call_us", pair]), len(taken["call_us", other])) == (8, 3)
 
 
 def test_samples_on_the_device_clock_are_given_back_to_their_calls():
@@ -446,6 +451,7 @@ def test_beside_a_base_the_reference_is_paired_in_every_part_of_a_block_and_thre
     for beside, implementation in (("base reference", "fused"), ("base reference", "reference")):
         assert pairs["call_us", implementation, beside] == (5 if seconds else measure.MIN_TURNS)
         assert pairs["device_us", implementation, beside] == (4 if seconds else measure.MIN_TURNS) * 2  # calls in a row
+    assert pairs["call_us", "fused", "base fused"] == (75 if seconds else measure.MIN_TURNS)
 
 
 def test_the_references_are_paired_before_base_s_alone_runs():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks import gate, measure, results, selftest, session
+from benchmarks import gate, measure, results, selftest, session, stats
 from benchmarks.workloads import QUICK
 from tests.records import GPU, make_noise, make_run, steady
 
@@ -76,6 +76,9 @@ def test_a_wrong_result_is_no_slowdown_that_was_caught(selftests, capsys):
     assert "planted: 1 of 2 runs caught" in capsys.readouterr().out
     assert cli.main(["selftest", "--show", str(path), "--json"]) == 1
     assert len(json.loads(capsys.readouterr().out)["runs"]) == 2
+    wrong = gate.Verdict("a", "device_us", "slowdown", gate.Status.REGRESSION, f"{gate.WRONG}: 3 ids differ")
+    slower = dataclasses.replace(wrong, reason="slower than base", ratio=stats.Interval(1.2, 1.1, 1.3))
+    assert selftest._worst(gate.Judgement((slower, wrong), (), 2)) is wrong
 
 
 def test_a_gate_that_doubts_the_same_code_too_often_is_not_good(selftests, capsys):

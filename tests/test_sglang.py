@@ -431,7 +431,7 @@ def test_an_unreachable_registry_is_told(tmp_path, monkeypatch):
         engines.fetch_sglang()
 
 
-def test_the_steps_as_peers(algorithms):
+def test_the_steps_as_peers(algorithms, monkeypatch):
     """As the kernel benchmark calls them."""
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(2, 8, 50, generator=generator) * 3
@@ -442,6 +442,11 @@ def test_the_steps_as_peers(algorithms):
         assert peer(logits, left[-1], 50, 0.3) == ([False, False],)
     assert left[0].equal(left[1])
     assert not left[0].equal(ids)
+    vectorized = []
+    shipped = algorithms["JointThreshold"]._step_vectorized_fdfo
+    monkeypatch.setattr(
+        algorithms["JointThreshold"], "_step_vectorized_fdfo", lambda *a, **k: vectorized.append(1) or shipped(*a, **k)
+    )
     edited = []
     for peer in (
         engines.sglang_joint_threshold,
@@ -450,6 +455,7 @@ def test_the_steps_as_peers(algorithms):
     ):
         edited.append(ids.clone())
         assert peer(logits, edited[-1], 50, 0.3) == ([False, False],)
+        assert len(vectorized) == (peer is not engines.sglang_joint_threshold)
     assert edited[0].equal(edited[1])
     assert edited[0].equal(edited[2])
     with pytest.raises(ValueError, match="logits: expected float32, the only dtype that SGLang passes; got .*bfloat16"):
@@ -471,6 +477,23 @@ def test_flags_are_the_step_s_own_though_batches_grow_and_shrink(algorithms, nam
         assert flags == [request % 2 == 0 for request in range(requests)]
         kept.append(flags)
     assert kept[1] == kept[3]
+
+
+@pytest.mark.parametrize(("edits", "prompts"), [(False, [True, False]), (True, [True])])
+def test_the_first_step_warms_up_for_every_step(algorithms, monkeypatch, edits, prompts):
+    sglang, asked = plugin(), []
+    monkeypatch.setattr(sglang, "warmup", lambda vocab, **options: asked.append((vocab, options)))
+    device = torch.device("cuda", 1)
+    logits = SimpleNamespace(shape=(1, 32, 100), dtype=torch.float32, device=device)
+    ids = SimpleNamespace(dtype=torch.int64)
+    for mask_id, excluded in ((99, 1), (100, 0)):
+        asked.clear()
+        assert sglang._compile(logits, ids, mask_id, edits=edits)
+        assert [options["prompt_mask"] for _, options in asked] == prompts
+        rest = {"dtype": torch.float32, "block_length": 32, "ids_dtype": torch.int64, "exclude_ids": excluded}
+        for vocab, options in asked:
+            assert vocab == 100
+            assert options.items() >= {**rest, "edits": edits, "outputs": ("accepted",), "device": device}.items()
 
 
 @pytest.mark.gpu

@@ -265,10 +265,10 @@ class _Conductor:
         sampling = _sampling(workers)
         wanted = sampling.turns[clock] // (2 if alone else 1)
         taken: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
-        quiet = True
+        disturbed: set[tuple[str, Pair]] = set()
         blocks = retakes = 0
         while blocks < sampling.blocks[self.device]:
-            pairs, was_quiet, state = self._block(clock, calls, wanted, process, workers, rng)
+            pairs, disturbed_now, state = self._block(clock, calls, wanted, process, workers, rng)
             fault = "" if state is None else state.fault
             self.blocks.append(Block(workload, process, clock, fault, state))
             if fault:
@@ -279,22 +279,24 @@ class _Conductor:
             if not pairs:
                 return
             blocks += 1
-            quiet = quiet and was_quiet
+            disturbed |= disturbed_now
             for key, values in pairs.items():
                 taken.setdefault(key, []).extend(values)
             first = next(values for (name, _), values in taken.items() if name == clock)
             if _standard_error(first, calls) < sampling.precision[clock]:
                 break
-        for (name, ((_, implementation), (side, beside))), values in taken.items():
+        for key, values in taken.items():
+            name, ((_, implementation), (side, beside)) = key
             us, beside_us = zip(*values, strict=True)
             beside = f"base {beside}" if side == "base" else beside
+            quiet = key not in disturbed
             self.series.append(Series(workload, name, process, implementation, beside, us, beside_us, quiet))
 
     def _block(
         self, clock: str, calls: int, wanted: int, process: int, workers: dict[str, Worker], rng: random.Random
-    ) -> tuple[dict[tuple[str, Pair], list[tuple[float, float]]], bool, GpuState | None]:
-        """One block of so many turns: pairs by clock and pair; whether other work left it alone; the GPU's state at its
-        end, or at its start where that was at fault."""
+    ) -> tuple[dict[tuple[str, Pair], list[tuple[float, float]]], set[tuple[str, Pair]], GpuState | None]:
+        """One block of so many turns: samples by clock and pair; those of which other work disturbed most; the GPU's
+        state at its end, or at its start where that was at fault."""
         # A graph of the reference's calls takes longest to capture and tells nothing of head beside base.
         only = ["fused"] if clock == "graph_us" and "base" in workers else None
         ready = _ask_all(workers, "begin", clock=clock, core=self.cores.get(process), only=only)
@@ -302,13 +304,13 @@ class _Conductor:
         turns: list[Turn] = []
         deadline = time.monotonic() + MAX_SECONDS[self.device]
         number = references = 0
-        reference_every = max(1, wanted // REFERENCE_TURNS[self.device][clock])
+        reference_turns = REFERENCE_TURNS[self.device][clock]
         reversed_orders: dict[Pair, list[tuple[str, str]]] = {}  # that are due
         while number < wanted:
             is_over = time.monotonic() >= deadline
             if is_over and references >= MIN_TURNS:
                 break
-            with_reference = is_over or number % reference_every == 0
+            with_reference = is_over or number * reference_turns // wanted != (number - 1) * reference_turns // wanted
             references += with_reference
             for pair in _pairs_of(workers, with_reference):
                 if any(implementation not in ready[side] for side, implementation in pair):
@@ -328,7 +330,7 @@ class _Conductor:
             state = self.gpu.state(self.ours)
         ended = _ask_all(workers, "end")
         if clock in ("device_us", "graph_us"):
-            return _on_the_clocks_of_the_gpu(clock, turns, ended, calls), True, state
+            return _on_the_clocks_of_the_gpu(clock, turns, ended, calls), set(), state
         return *_on_the_host_clocks(turns, self.device), state
 
 
@@ -371,12 +373,13 @@ def _on_the_clocks_of_the_gpu(
 
 def _on_the_host_clocks(
     turns: Sequence[Turn], device: str
-) -> tuple[dict[tuple[str, Pair], list[tuple[float, float]]], bool]:
-    """Pairs during which our threads did not wait for a processor; if those are fewer than half, all pairs, and False.
+) -> tuple[dict[tuple[str, Pair], list[tuple[float, float]]], set[tuple[str, Pair]]]:
+    """Samples of each pair during which our threads did not wait for a processor; if those are fewer than half, all of
+    that pair, which is then among the disturbed ones.
 
     Such a wait says that other work ran here, and lengthens the implementation that splits its work more finely: on
     two busy cores fused has been seen to take five times the reference's time instead of a fifth of it. Where most
-    pairs waited, it may be for our own threads, which is what is to be seen.
+    samples waited, it may be for our own threads, which is what is to be seen.
     """
     every: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
     calm: dict[tuple[str, Pair], list[tuple[float, float]]] = {}
@@ -384,15 +387,17 @@ def _on_the_host_clocks(
         for (call, host, ns, waited_ns), (beside_call, beside_host, beside_ns, beside_waited_ns) in zip(
             turn[pair[0]], turn[pair[1]], strict=True
         ):
-            disturbed = waited_ns + beside_waited_ns > MAX_WAIT * (ns + beside_ns)
-            for taken in (every,) if disturbed else (every, calm):
+            is_calm = waited_ns + beside_waited_ns <= MAX_WAIT * (ns + beside_ns)
+            for taken in (every, calm) if is_calm else (every,):
                 taken.setdefault(("call_us", pair), []).append((call, beside_call))
                 if device == "cuda":
                     taken.setdefault(("host_us", pair), []).append((host, beside_host))
-    enough = all(
-        len(calm.get(key, ())) >= max(min(MIN_TURNS, len(values)), len(values) / 2) for key, values in every.items()
-    )
-    return (calm if enough else every), enough
+    disturbed = {
+        key
+        for key, values in every.items()
+        if len(calm.get(key, ())) < max(min(MIN_TURNS, len(values)), len(values) / 2)
+    }
+    return {key: values if key in disturbed else calm[key] for key, values in every.items()}, disturbed
 
 
 def _standard_error(pairs: Sequence[tuple[float, float]], calls: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import glob
 import hashlib
 import os
 import platform
@@ -142,14 +141,12 @@ def locked(descriptor: int) -> bool:
     return True
 
 
-def waited_ns(*, every_thread: bool) -> int:
-    """How long this thread, or every one of the process, has been ready to run without a processor; 0 where the kernel
-    does not say."""
+def waited_ns() -> int:
+    """How long this process's threads have been ready to run without a processor; 0 where the kernel does not say."""
     total = 0
-    for thread in glob.glob("/proc/self/task/*") if every_thread else ["/proc/thread-self"]:
+    for path in Path("/proc/self/task").glob("*/schedstat"):
         try:
-            with open(f"{thread}/schedstat", "rb", buffering=0) as file:
-                total += int(file.read().split()[1])
+            total += int(path.read_text().split()[1])
         except (OSError, IndexError):  # a thread that ended meanwhile
             continue
     return total

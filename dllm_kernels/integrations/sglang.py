@@ -231,7 +231,7 @@ def _compile(logits: Tensor, input_ids: Tensor, mask_id: int, *, edits: bool) ->
                 block_length=logits.shape[1],
                 ids_dtype=input_ids.dtype,
                 prompt_mask=prompt_mask,
-                exclude_ids=int(mask_id < logits.shape[-1]),
+                exclude_ids=int(0 <= mask_id < logits.shape[-1]),
                 edits=edits,
                 outputs=("accepted",),
                 device=logits.device,

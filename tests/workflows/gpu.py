@@ -21,11 +21,13 @@ sys.path.insert(0, str(Path.cwd()))
 from benchmarks import __main__ as cli
 from benchmarks import measure, results, session
 from benchmarks.measure.machine import commit_of
-from benchmarks.results import Check, Environment, Run, Series
+from benchmarks.results import Block, Check, Environment, GpuState, Run, Series
 
 DEVICE = "NVIDIA H100 80GB HBM3"
 PAIRS = 11
 DEVIATION = 0.001
+CALM = GpuState(1980, 2619, 40, 300.0, (), 0)
+COUNTS = {"launches": 1, "synchronizations": 0, "allocations": 0, "peak_bytes": 4096}
 
 
 def planted(side: Any, workload: str, implementation: str) -> float:
@@ -39,7 +41,7 @@ def planted(side: Any, workload: str, implementation: str) -> float:
 
 def made_up(
     chosen: Sequence[Any], *, head: Any, base: Any, skipped: Sequence[Any], processes: int, seed: int,
-    first_process: int = 0, progress: Any = None,
+    first_process: int = 0, progress: Any = None, waiting: Any = None,
 ) -> Run:  # fmt: skip
     baseline = results.load(results.Baseline, results.device_path(session.BASELINES, DEVICE))
     draw = random.Random(f"{seed} {first_process}")
@@ -95,8 +97,10 @@ def made_up(
         clock_methods={"device_us": "made up", "call_us": "made up"},
         checks=tuple(checks),
         series=tuple(series),
-        blocks=(),
-        counts={side: {one.name: {"launches": 1, "peak_bytes": 4096} for one in chosen} for side in ("head", "base")},
+        blocks=tuple(
+            Block(one.workload, one.process, clock, "", CALM) for one in checks for clock in ("device_us", "call_us")
+        ),
+        counts={side: {one.name: COUNTS for one in chosen} for side in ("head", "base")},
         seconds=1.0,
     )
 
