@@ -279,9 +279,12 @@ class _Judge:
         if noise is not None and stats.contradicts(logs, noise):
             reason += "; the processes vary more than is known of this device"
         elif noise is not None:
-            known = _suspected(noise, len(logs)) or noise
-            least = stats.detectable(known, len(logs), tolerance, self.strict_error, self.policy.power)
-            reason += f" (slowdowns from {least:.1%} on are told in {self.policy.power:.0%} of runs)"
+            # Fewer are followed by as many, where they are in doubt.
+            count = max(len(logs), BELIEVED)
+            least = stats.detectable(noise, count, tolerance, self.strict_error, self.policy.power)
+            reason += (
+                f" (slowdowns from {least:.1%} on are told in {self.policy.power:.0%} of runs of {count} processes)"
+            )
         return self._verdict(series, "slowdown", *_unless_disturbed(series, status, reason), found, 1 + tolerance)
 
     def _accepted(self, workload: str, clock: str) -> tuple[float, str]:

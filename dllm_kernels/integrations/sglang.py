@@ -106,8 +106,8 @@ class FusedJointThreshold(JointThreshold):
         )
         if not self.fdfo and not isinstance(self.max_post_edit_steps, int):  # SGLang's loop counts up to it
             raise TypeError(
-                "max_post_edit_steps: expected a whole number in the algorithm's configuration, or --dllm-fdfo; got "
-                f"{self.max_post_edit_steps!r}"
+                "max_post_edit_steps: expected a whole number in the algorithm's configuration with --no-dllm-fdfo; "
+                f"got {self.max_post_edit_steps!r}"
             )
         self.compatible = _is_compatible(config)
         self.vectorized_decoding = self._use_shared_state = False
