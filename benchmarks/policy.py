@@ -42,8 +42,10 @@ class Policy(Strict):
         default_factory=lambda: {"cuda": {"device_us": 0.01, "call_us": 0.05}, "cpu": {"call_us": 0.05}}
     )
     # Least tolerance of a baseline's entry for a loss of speedup; its noise may demand more (`baseline_tolerance`). Two
-    # machines with an H100 agreed within 2.7 % on the device clock and 6 % on the host's (0.6 % and 2 % on average).
-    tolerances: dict[str, float] = field(default_factory=lambda: {"device_us": 0.03, "call_us": 0.15})
+    # machines with an H100 agreed within 2.7 % on the device clock and 6 % on the host's (0.6 % and 2 % on average);
+    # hosts of H200s within 2.2 %, and on the host's clock speedups were up to 15 % less and 22 % more. With 15 % there,
+    # two of three whole runs of the same code on other hosts than the baseline's ended in doubt, with 20 % none.
+    tolerances: dict[str, float] = field(default_factory=lambda: {"device_us": 0.03, "call_us": 0.20})
     # Up to which noise may loosen either: beyond it a run shows nothing, and says so.
     loosest: dict[str, float] = field(default_factory=lambda: {"device_us": 0.05, "call_us": 0.25})
     # Largest growth of the fused operation's own time against the baseline, on the clock that is the same in every
