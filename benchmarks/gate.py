@@ -41,7 +41,7 @@ LEAST_PAIRS = 3  # of a process, for its middle to be one
 # only of a slowdown that would be told if processes differed by SUSPECTED. Simulated, of all 25 workloads, where each
 # side's process is off by 1 % up or down, 27 % of runs of the same code were accused at the first look without this.
 BELIEVED, SUSPECTED = 6, 0.015
-LEAST_PROCESSES = 3  # which fewer than these are not believed to be as fast, either
+LEAST_PROCESSES = 3  # fewer are not believed to be as fast as base, either
 
 
 class Status(Enum):
