@@ -50,8 +50,11 @@ class VirtualClock:
 CLOCK = VirtualClock()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    # It tells of a missing saved run by a warning; as an error, that would be an internal one of pytest's.
+    # It tells of a missing saved run by a warning; as an error, that would be an internal one of pytest's, which puts
+    # its filters in place after this hook (9.1) or before it (9.2).
+    config.addinivalue_line("filterwarnings", "default::pytest_benchmark.logger.PytestBenchmarkWarning")
     warnings.filterwarnings("default", category=PytestBenchmarkWarning)
     if config.getoption("benchmark_compare") and config.getoption("numprocesses", None):
         raise pytest.UsageError("with -n pytest-benchmark compares nothing: leave it out")
