@@ -64,7 +64,7 @@ OF_SPEEDUP = Sampling(
 OF_SLOWDOWN = Sampling(
     turns={"device_us": 80, "call_us": 75, "graph_us": 20},
     blocks={"cuda": 2, "cpu": 1},
-    precision={"device_us": 0.002, "call_us": 0.01, "graph_us": math.inf},
+    precision={"device_us": 0.002, "call_us": 0.015, "graph_us": math.inf},
 )
 MAX_SECONDS = {"cuda": 2.0, "cpu": 0.9}  # of a block, after which no further turn is started
 MIN_TURNS = 3  # with the reference: those that are missing then are taken all the same

@@ -175,35 +175,31 @@ class Bench:
 
     def check(self) -> dict[str, Any]:
         """Whether fused leaves the ids that the reference leaves, outside the undecidable band; and which those are."""
-        digest = hashlib.sha256()
-        wrong = ""
-        for logits in self.draws:
-            detail, expected = self._disagreement(logits)
-            wrong = wrong or detail
-            digest.update(expected.cpu().numpy().tobytes())
+        # All is read at the end: each wait for the GPU would be the turn of every other process that checks meanwhile.
+        found = [self._found(logits) for logits in self.draws]
+        expected_ids = self.torch.stack([ids for ids, _ in found]).cpu()
+        differences = self.torch.stack([counts for _, counts in found]).tolist()
+        wrong = next(filter(None, (_in_words(*difference) for difference in differences)), "")
         detail = wrong or f"ids and candidates equal the reference on {len(self.draws)} draws"
-        return {"passed": not wrong, "detail": detail, "digest": digest.hexdigest()}
+        digest = hashlib.sha256(expected_ids.numpy().tobytes()).hexdigest()
+        return {"passed": not wrong, "detail": detail, "digest": digest}
 
-    def _disagreement(self, logits: Tensor) -> tuple[str, Tensor]:
+    def _found(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The ids that the reference leaves, and in what fused differs: see `_in_words`. Waits for nothing."""
         torch = self.torch
-        outcomes = {}
-        for name in ("fused", "reference"):
-            outcomes[name] = self._outcome(name, logits)
-        (ids, p, tokens), (expected_ids, expected_p, expected_tokens) = outcomes["fused"], outcomes["reference"]
-        if not torch.equal(tokens, expected_tokens):
-            return f"{int((tokens != expected_tokens).sum())} candidates differ from the reference", expected_ids
-        masked = self.prepared == self.workload.mask_id
-        worst = float((p - expected_p)[masked].abs().max()) if masked.any() else 0.0
-        if not worst <= 2e-6:  # each may be 1e-6 off
-            return f"a confidence is {worst:.1e} off the reference", expected_ids
-        if wrong := wrong_ids(ids, expected_ids, expected_p):
-            return f"{wrong} ids differ from the reference", expected_ids
+        ids, p, tokens = self._outcome("fused", logits)
+        expected_ids, expected_p, expected_tokens = self._outcome("reference", logits)
         # The timed call gives no outputs, which are compiled out: another kernel.
         self.ids.copy_(self.prepared)
         self._call("fused", logits)
-        if not torch.equal(self.ids, ids):
-            return "without outputs, the call leaves other ids than with them", expected_ids
-        return "", expected_ids
+        masked = self.prepared == self.workload.mask_id
+        differences = [
+            (tokens != expected_tokens).sum(),
+            (p - expected_p).abs().masked_fill(~masked, 0.0).max(),
+            wrong_ids(ids, expected_ids, expected_p),
+            (self.ids != ids).sum(),
+        ]
+        return expected_ids, torch.stack([one.double() for one in differences])
 
     def disagreement(self, implementation: str) -> str:
         """How it differs from the reference on the inputs to be timed, outside the undecidable band; empty where it
@@ -223,7 +219,7 @@ class Bench:
                 logits.copy_(kept)
             if writes:
                 return "it writes the logits"
-            if wrong := wrong_ids(self.ids, expected_ids, expected_p):
+            if wrong := int(wrong_ids(self.ids, expected_ids, expected_p)):
                 return f"{wrong} ids differ from the reference"
         return ""
 
@@ -287,7 +283,7 @@ class Bench:
             return list(self.graphs)
         if self.device == "cuda" and "fused" in self.implementations:
             for logits in self.draws:
-                self._prepare()
+                self.ids.copy_(self.prepared)
                 self._call("fused", logits)
         return wanted
 
@@ -475,10 +471,22 @@ class Bench:
         return (ready - start) / 1e3, (returned - start) / 1e3, ready - start, waited_ns
 
 
-def wrong_ids(ids: Tensor, expected_ids: Tensor, expected_p: Tensor) -> int:
+def _in_words(candidates: float, worst: float, ids: float, without_outputs: float) -> str:
+    """What is wrong with a call of which so many candidates differ from the reference's, its confidence by `worst` at
+    most, so many ids where confidence decides, and so many from its own without outputs; empty if nothing is."""
+    if candidates:
+        return f"{candidates:.0f} candidates differ from the reference"
+    if not worst <= 2e-6:  # each may be 1e-6 off
+        return f"a confidence is {worst:.1e} off the reference"
+    if ids:
+        return f"{ids:.0f} ids differ from the reference"
+    return "without outputs, the call leaves other ids than with them" if without_outputs else ""
+
+
+def wrong_ids(ids: Tensor, expected_ids: Tensor, expected_p: Tensor) -> Tensor:
     """How many differ where the reference's confidence decides."""
     wrong = (ids != expected_ids) & ~undecidable(expected_p).any(dim=-1, keepdim=True)  # the fallback hangs on each row
-    return int(wrong.sum())
+    return wrong.sum()
 
 
 def undecidable(p: Tensor) -> Tensor:

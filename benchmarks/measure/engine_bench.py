@@ -62,7 +62,7 @@ class EngineBench(Bench):
         for name, step in self.implementations.items():
             self.ids.copy_(before)
             told[name] = step(logits, self.ids, self.workload.mask_id, workloads.THRESHOLD)
-            if wrong := wrong_ids(self.ids, expected_ids, p):
+            if wrong := int(wrong_ids(self.ids, expected_ids, p)):
                 return f"{name}: {wrong} ids are not as specified", expected_ids
         for ours, theirs in zip(told["fused"], told["reference"], strict=True):
             one, other = (self.torch.as_tensor(part, device=self.device) for part in (ours, theirs))
