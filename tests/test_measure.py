@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import dllm_kernels
-from benchmarks import measure, results, workloads
+from benchmarks import machine_code, measure, results, workloads
+from benchmarks.measure import bench as measuring
 from benchmarks.measure import machine
 from benchmarks.measure.bench import Bench, open_bench, waits
 from benchmarks.results import GpuState
@@ -260,7 +261,7 @@ class _OnAGpu:
         elif do == "end":
             self.reply, self.taken = self.taken, []
         else:
-            self.reply = {"passed": True, "detail": "", "digest": "", "counts": {}}
+            self.reply = {"passed": True, "detail": "", "digest": "", "counts": {}, "kernels": []}
 
     def receive(self):
         return self.reply
@@ -414,7 +415,7 @@ class _Counting:
         return self.receive()
 
     def send(self, do, *, clock="", calls=0, **arguments):
-        self.reply = {"passed": True, "detail": "", "digest": ""}
+        self.reply = {"passed": True, "detail": "", "digest": "", "counts": {}, "kernels": []}
         if do == "begin":
             self.clock = clock
             self.reply = ["fused", "reference"]
@@ -506,6 +507,70 @@ def test_fresh_processes_make_a_record(tmp_path):
     assert all(check.passed for check in run.checks)
     results.save(run, tmp_path / "run.json")
     assert results.load(results.Run, tmp_path / "run.json") == run
+
+
+@pytest.mark.parametrize("processes", [1, 3, 7])
+def test_every_workload_s_kernels_are_compiled_once_a_side(processes):
+    chosen = list(workloads.WORKLOADS)
+    asked = {"head": [], "base": []}
+
+    class Noting(_Counting):
+        def __init__(self, side):
+            super().__init__()
+            self.side = side
+
+        def send(self, do, **arguments):
+            assert do == "compile"
+            self.reply = None
+            asked[self.side] += arguments["chosen"]
+
+    measure._compile(chosen, [{side: Noting(side) for side in asked} for _ in range(processes)])
+    assert asked == {"head": chosen, "base": chosen}
+
+
+def test_compiling_takes_one_draw_and_leaves_no_logits(tiny, monkeypatch):
+    opened = []
+
+    class Noting(Bench):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            opened.append((self, len(self.draws)))
+
+    called = []
+    fused = dllm_kernels.dllm_post_process_fused
+
+    def noting(*arguments, **outputs):
+        called.append(set(outputs))
+        fused(*arguments, **outputs)
+
+    monkeypatch.setattr(measuring, "Bench", Noting)
+    monkeypatch.setattr(dllm_kernels, "dllm_post_process_fused", noting)
+    measuring.compile_kernels([TINY.name])
+    ((bench, draws),) = opened
+    assert (draws, bench.draws) == (1, [])
+    assert called == [{"confidence", "tokens"}, set()], "with outputs and without: two kernels"
+
+
+def test_what_kernels_are_made_of_is_read_from_their_files_and_stands_beside_the_counts(monkeypatch):
+    read = []
+
+    def code(path):
+        read.append(path.name)
+        return machine_code.Code(**{**dict.fromkeys(machine_code.WHAT, 1), "registers": len(path.name)})
+
+    monkeypatch.setattr(machine_code, "read", code)
+    counts = {"head": {"a": {"launches": 2}, "b": {"launches": 1}}, "base": {"a": {"launches": 1}}}
+    kernels = {("head", "a"): ["one", "three"], ("head", "b"): [], ("base", "a"): ["one"]}
+    found = measure._with_code(counts, kernels)
+    assert sorted(read) == ["one", "three"], "each file once"
+    assert (found["head"]["a"]["launches"], found["head"]["a"]["registers"], found["head"]["a"]["barriers"]) == (
+        2,
+        5,
+        2,
+    )
+    assert found["head"]["b"] == {"launches": 1}
+    assert found["base"]["a"]["registers"] == 3
+    assert counts["base"]["a"] == {"launches": 1}
 
 
 @pytest.mark.parametrize(("lacks_it", "left_out"), [("base", True), ("head", False)])

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import machine_code, workloads
+from benchmarks import workloads
 from benchmarks.measure import machine
 from benchmarks.measure.cupti import device_us_of_ranges, inside, launched_kernels, profiler, watch_loaded_kernels
 
@@ -88,8 +88,9 @@ class OtherIdsError(RuntimeError):
     """A replayed CUDA graph left other ids than the calls it was made of."""
 
 
-def open_bench(workload: str, seed: int) -> Any:
-    """What measures that workload: a `Bench`, or one with the same commands."""
+def open_bench(workload: str, seed: int, draws: int | None = None) -> Any:
+    """What measures that workload, on so many draws of logits or as many as it takes: a `Bench`, or one with the same
+    commands."""
     if workloads.is_decoding(workload):
         from benchmarks.e2e.bench import DecodingBench
 
@@ -97,8 +98,16 @@ def open_bench(workload: str, seed: int) -> Any:
     if workloads.is_engine_step(workload):
         from benchmarks.measure.engine_bench import EngineBench
 
-        return EngineBench(workload, seed)
-    return Bench(workload, seed)
+        return EngineBench(workload, seed, draws)
+    return Bench(workload, seed, draws)
+
+
+def compile_kernels(chosen: Sequence[str]) -> None:
+    """Of these workloads, into Triton's cache on the disk, where other processes find them."""
+    for workload in chosen:
+        bench = open_bench(workload, seed=0, draws=1)
+        bench.check()
+        bench.close()
 
 
 def waits(called: Sequence[str], activities: Sequence[str]) -> int:
@@ -110,7 +119,7 @@ def waits(called: Sequence[str], activities: Sequence[str]) -> int:
 class Bench:
     """One workload in one process. Its public methods are the commands of the worker."""
 
-    def __init__(self, workload: str, seed: int) -> None:
+    def __init__(self, workload: str, seed: int, draws: int | None = None) -> None:
         import torch
 
         from dllm_kernels import dllm_post_process_fused, dllm_post_process_reference
@@ -123,7 +132,7 @@ class Bench:
             "fused": dllm_post_process_fused,
             "reference": dllm_post_process_reference,
         }
-        copies = self._copies() if self.device == "cuda" else 1
+        copies = draws or (self._copies() if self.device == "cuda" else 1)
         self.draws, self.prepared = workloads.make_inputs(self.workload, self.device, seed, copies)
         self.ids = self.prepared.clone()
         self.places = self._places()
@@ -343,12 +352,12 @@ class Bench:
         if self.device == "cuda":
             self.torch.cuda.empty_cache()
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, Any]:
         """What one fused call does, counted, not timed: GPU activities, waits of the host, allocations and the most
-        memory that they hold at once; and what its kernels are made of (`machine_code.Code`)."""
+        memory that they hold at once; and the files of its kernels' machine code, which takes a second to read."""
         torch = self.torch
         if self.device == "cpu":
-            return {}
+            return {"counts": {}, "kernels": []}
         self._prepare()
         before = torch.cuda.memory_stats().get("allocation.all.allocated", 0)
         torch.cuda.reset_peak_memory_stats()
@@ -364,9 +373,7 @@ class Bench:
             "allocations": allocations,
             "peak_bytes": torch.cuda.max_memory_allocated() - held_bytes,
         }
-        if kernels:
-            counts |= dataclasses.asdict(machine_code.together(map(machine_code.read, kernels)))
-        return counts
+        return {"counts": counts, "kernels": [str(path) for path in kernels]}
 
     def wait_of(self, implementation: str) -> str:
         """What its call waits for the GPU by, which no stream that is captured permits; empty where it does not."""
