@@ -9,7 +9,6 @@ import torch
 
 import dllm_kernels
 from benchmarks import machine_code, measure, results, workloads
-from benchmarks.measure import bench as measuring
 from benchmarks.measure import machine
 from benchmarks.measure.bench import Bench, open_bench, waits
 from benchmarks.results import GpuState
@@ -507,48 +506,6 @@ def test_fresh_processes_make_a_record(tmp_path):
     assert all(check.passed for check in run.checks)
     results.save(run, tmp_path / "run.json")
     assert results.load(results.Run, tmp_path / "run.json") == run
-
-
-@pytest.mark.parametrize("processes", [1, 3, 7])
-def test_every_workload_s_kernels_are_compiled_once_a_side(processes):
-    chosen = list(workloads.WORKLOADS)
-    asked = {"head": [], "base": []}
-
-    class Noting(_Counting):
-        def __init__(self, side):
-            super().__init__()
-            self.side = side
-
-        def send(self, do, **arguments):
-            assert do == "compile"
-            self.reply = None
-            asked[self.side] += arguments["chosen"]
-
-    measure._compile(chosen, [{side: Noting(side) for side in asked} for _ in range(processes)])
-    assert asked == {"head": chosen, "base": chosen}
-
-
-def test_compiling_takes_one_draw_and_leaves_no_logits(tiny, monkeypatch):
-    opened = []
-
-    class Noting(Bench):
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, **options)
-            opened.append((self, len(self.draws)))
-
-    called = []
-    fused = dllm_kernels.dllm_post_process_fused
-
-    def noting(*arguments, **outputs):
-        called.append(set(outputs))
-        fused(*arguments, **outputs)
-
-    monkeypatch.setattr(measuring, "Bench", Noting)
-    monkeypatch.setattr(dllm_kernels, "dllm_post_process_fused", noting)
-    measuring.compile_kernels([TINY.name])
-    ((bench, draws),) = opened
-    assert (draws, bench.draws) == (1, [])
-    assert called == [{"confidence", "tokens"}, set()], "with outputs and without: two kernels"
 
 
 def test_what_kernels_are_made_of_is_read_from_their_files_and_stands_beside_the_counts(monkeypatch):
