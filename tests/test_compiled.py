@@ -217,6 +217,18 @@ def test_blocks_that_fit_on_a_processor(registers, warps, blocks):
 
 # What is planted, in which variant it shows, and what the fault says.
 SHORT = "bfloat16, rows on 16 bytes, no options"
+ONE_TILE_AHEAD = """    for tile in tl.range(0, whole_tiles):
+        words = ahead
+        start = first + (tile + 1) * TILE
+        ahead = load_tile(row_ptr, start, tile + 1 < whole_tiles, ALIGNED, THREADS, WIDTH, VECTORS)
+"""
+TWO_TILES_AHEAD = """    later = load_tile(row_ptr, first + TILE, 1 < whole_tiles, ALIGNED, THREADS, WIDTH, VECTORS)
+    for tile in tl.range(0, whole_tiles):
+        words = ahead
+        ahead = later
+        start = first + (tile + 2) * TILE
+        later = load_tile(row_ptr, start, tile + 2 < whole_tiles, ALIGNED, THREADS, WIDTH, VECTORS)
+"""
 PLANTED = {
     "a spill": ("num_warps=plan.warps,", "num_warps=plan.warps, maxnreg=32,", SHORT, "registers spill"),
     "a lost vector load": ("alignment = width if", "alignment = 2 if", SHORT, "a vector load was lost"),
@@ -225,6 +237,9 @@ PLANTED = {
     ),
     "a lost barrier of long blocks": (
         "tl.debug_barrier()  # another thread may have", "#", LONG, "a barrier is gone: barriers of its own 3 to 2",
+    ),
+    "registers across a step": (
+        ONE_TILE_AHEAD, TWO_TILES_AHEAD, SHORT, "registers 48 to 64, so 32 warps fit on a processor instead of 40",
     ),
     "fewer warps": (
         "=8, vectors=2, early=True", "=16, vectors=2, early=True", SHORT,
