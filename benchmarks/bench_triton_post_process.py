@@ -27,6 +27,7 @@ PICTURES = (".png", ".svg")
 EXAMPLES = """examples:
   python benchmarks/bench_triton_post_process.py             every workload; cold, and warm where the cache holds it
   python benchmarks/bench_triton_post_process.py --quick     four workloads
+  python benchmarks/bench_triton_post_process.py --overview  1 to 128 blocks, every dtype, all to no rows masked
   python benchmarks/bench_triton_post_process.py --workload 2x16x32000-bf16-50 --workload 2x16x32000-bf16-50-warm
   python benchmarks/bench_triton_post_process.py --peer mine.py:post_process --json table.json --plot table.svg
   python benchmarks/bench_triton_post_process.py --show table.json --plot table.png
@@ -75,6 +76,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--quick", action="store_true", help="four workloads instead of all")
     what.add_argument(
+        "--overview", action="store_true",
+        help=f"{len(workloads.OVERVIEW)} others: one to 128 blocks, every dtype, all to none of the rows masked",
+    )  # fmt: skip
+    what.add_argument(
         "--workload", action="append", metavar="NAME",
         help="BLOCKSxPOSITIONSxVOCABULARY-DTYPE-PERCENT_MASKED[-warm], any; may be repeated",
     )  # fmt: skip
@@ -101,18 +106,21 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _measured(options: argparse.Namespace) -> results.KernelTable:
-    named = [workloads.parse(name) for name in dict.fromkeys(options.workload or ())]
+    names = workloads.OVERVIEW if options.overview else dict.fromkeys(options.workload or ())
+    named = [workloads.parse(name) for name in names]
     peers = [implementations.peer(place) for place in options.peer]
-    names = [peer.name for peer in peers]
-    if len(set(names)) < len(names):
-        raise ValueError(f"--peer: expected each name once; got {', '.join(names)}")
+    peer_names = [peer.name for peer in peers]
+    if len(set(peer_names)) < len(peer_names):
+        raise ValueError(f"--peer: expected each name once; got {', '.join(peer_names)}")
     import torch
 
     from benchmarks.measure.table import measure_table
 
     gpu = torch.cuda.is_available()
     chosen, skipped = named, []
-    if not named:
+    if options.overview and not gpu:
+        chosen, skipped = ([one for one in named if one.needs_gpu is needs] for needs in (False, True))
+    elif not named:
         chosen, skipped = (
             [one for one in some if isinstance(one, workloads.Workload)]
             for some in workloads.select(None, gpu=gpu, quick=options.quick)

@@ -156,6 +156,16 @@ _REGISTERED: tuple[AnyWorkload, ...] = (
 )
 WORKLOADS = {workload.name: workload for workload in _REGISTERED}
 QUICK = ("1x32x128000-fp16-100", "1x32x157184-bf16-100", "1x32x157184-bf16-50", "8x4x151936-bf16-100")
+# For a table of all implementations in one run: one to 128 blocks, every dtype, rows that start anywhere, logits in the
+# cache, half, few and none of the rows masked.
+OVERVIEW = (
+    *("1x32x128000-fp16-100", "1x32x128000-fp16-100-warm", "1x32x157184-bf16-100", "1x32x157184-bf16-100-warm"),
+    *("1x32x50257-fp16-100", "1x32x50257-fp16-100-warm", "1x32x157184-fp32-100", "1x32x157184-fp32-100-warm"),
+    *("4x32x157184-bf16-100", "4x32x157184-bf16-100-warm"),
+    *(f"{blocks}x32x157184-bf16-100" for blocks in (2, 8, 16, 32, 64, 128)),
+    *(f"{blocks}x32x157184-fp32-100" for blocks in (8, 128)),
+    *("4x32x157184-bf16-50", "128x32x157184-bf16-50", "128x32x157184-bf16-6", "1x32x157184-bf16-0"),
+)
 DECODED_TOKENS = 32
 
 _NAME = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)-([a-z0-9]+)-(\d+)(-warm)?")

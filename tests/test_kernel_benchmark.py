@@ -109,6 +109,16 @@ def run(*arguments, workload=SMALL):
 # What is measured
 
 
+def test_the_overview_is_measured_as_far_as_it_can_be_here(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(workloads, "OVERVIEW", (SMALL, f"{SMALL}-warm"))
+    path = tmp_path / "table.json"
+    assert cli.main(["--overview", "--json", str(path)]) == 0
+    record = results.load(KernelTable, path)
+    assert set(record.workloads) == {SMALL, f"{SMALL}-warm"} if HAS_GPU else {SMALL}
+    assert record.skipped == (() if HAS_GPU else (f"{SMALL}-warm",))
+    assert HAS_GPU or f"Left out, because they need a GPU: {SMALL}-warm" in capsys.readouterr().out
+
+
 def test_it_measures_what_is_right_and_records_it(tmp_path, peers, capsys):
     path = tmp_path / "table.json"
     assert run("--peer", f"{peers}:good", "--json", path) == 0
@@ -598,7 +608,8 @@ def test_a_peer_that_is_given_twice_exits_2(peers, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--show a --quick", "--show a --peer b.py:f", "--show a --seed 0", "--ncu a --plot b.png"]
+    "arguments",
+    ["--show a --quick", "--overview --quick", "--show a --peer b.py:f", "--show a --seed 0", "--ncu a --plot b.png"],
 )
 def test_options_that_exclude_each_other_exit_2(arguments):
     with pytest.raises(SystemExit) as stopped:

@@ -35,6 +35,15 @@ def test_selection():
         workloads.select(["1x1x1"], gpu=False)
 
 
+def test_the_overview_has_every_number_of_blocks_dtype_and_share():
+    shown = [workloads.parse(name) for name in workloads.OVERVIEW]
+    assert len(set(shown)) == len(shown)
+    assert {w.batch for w in shown if w.dtype == "bf16" and w.masked_percent == 100} == {2**n for n in range(8)}
+    assert {w.dtype for w in shown if w.batch == 1} == set(workloads.BYTES)
+    assert {w.masked_percent for w in shown} == {100, 50, 6, 0}
+    assert any(w.vocab * workloads.BYTES[w.dtype] % 16 for w in shown), "rows that start anywhere"
+
+
 def test_inputs_are_seeded_masked_and_realistic():
     (logits, other), ids = make_inputs(SMALL, "cpu", seed=1, copies=2)
     (again, _), ids_again = make_inputs(SMALL, "cpu", seed=1, copies=2)
