@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results, session
+from benchmarks import noise, results, session
 from benchmarks.measure import machine
 
 BUSY = 0.25  # of the processors: load from others above which times on the host's clock are not worth taking
@@ -111,3 +111,6 @@ def _records(device: str) -> Iterator[Finding]:
     ):
         there = path.exists()
         yield Finding(there or None, f"{name} of this device: {'there' if there else 'none'}", "" if there else make)
+    if (known := session.noise_of(device)) and (fewest := noise.fewest_processes(known)) < noise.WANTED_PROCESSES:
+        what = f"known noise of this device: {fewest} processes of a pair, where {noise.WANTED_PROCESSES} are wanted"
+        yield Finding(None, what, f"{compare[: compare.index(',')]}, then `noise RECORD --accept --add`")

@@ -254,11 +254,11 @@ class _Judge:
     def _series(self, workload: str, clock: str, implementation: str, beside: str) -> list[Series]:
         return _series_of(self.run, workload, clock, implementation, beside)
 
-    def _noise(self, series: Sequence[Series]) -> Noise | None:
-        return self._known(series[0].workload, series[0].clock, pair_name(series[0]))
-
-    def _known(self, workload: str, clock: str, pair: str) -> Noise | None:
-        return None if self.case.noise is None else self.case.noise.of(workload, clock, pair)
+    def _noise(self, series: Sequence[Series], pair: str = "") -> Noise | None:
+        """What is known of processes with as many pairs as these have, or as the one of them with fewest."""
+        one, record = series[0], self.case.noise
+        noise = record.of(one.workload, one.clock, pair or pair_name(one)) if record else None
+        return noise and stats.in_shorter_processes(noise, min(len(each.us) for each in series))
 
     def _slowdown(self, workload: str, clock: str) -> Verdict:
         """Head's fused beside base's, in the same job."""
@@ -358,7 +358,7 @@ class _Judge:
     ) -> tuple[Status, str, bool]:  # fmt: skip
         """The verdict on the speedup, in view of the baseline's own times too; and whether more samples may decide."""
         workload, clock = series[0].workload, series[0].clock
-        times, alone = stats.times(series), self._known(workload, clock, ALONE)
+        times, alone = stats.times(series), self._noise(series, ALONE)
         own = stats.interval(times, self.error, alone)
         if _has_limit(self.case, clock):
             accepted, _ = self._accepted(workload, clock)

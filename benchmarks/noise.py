@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from benchmarks import stats
+from benchmarks.policy import BESIDE_BASE
 from benchmarks.results import (
     VERSIONS,
     Environment,
@@ -28,6 +29,7 @@ from benchmarks.workloads import WORKLOADS
 SAME = ("device", *VERSIONS)  # in all runs that are learned from
 ALONE = "fused alone"  # under which a noise record keeps what is known of times
 LEAST_PROCESSES = 6  # that a pair's noise is taken from; how many there were counts where it is used
+WANTED_PROCESSES = 30  # of what head is held beside base by
 Key = tuple[str, str, str]  # workload, clock, pair
 
 
@@ -122,30 +124,43 @@ def _add_known(record: NoiseRecord, known: NoiseRecord) -> bool:
     return added
 
 
-def _logs(run: Run) -> dict[Key, list[float]]:
-    """Each process's middle log ratio, by workload, clock and pair; and of fused, the middle log time."""
+def fewest_processes(record: NoiseRecord) -> int:
+    """Of the judged comparisons of head and base, the one with the fewest processes behind it."""
+    found = (
+        pairs[BESIDE_BASE].processes
+        for clocks in record.entries.values()
+        for clock, pairs in clocks.items()
+        if clock != "graph_us" and BESIDE_BASE in pairs
+    )
+    return min(found, default=0)
+
+
+def _grouped(run: Run) -> dict[Key, list[Series]]:
+    """Series by workload, clock and pair; those of fused beside a reference under its own times too."""
     grouped: dict[Key, list[Series]] = {}
     for one in run.series:
-        grouped.setdefault((one.workload, one.clock, pair_name(one)), []).append(one)
-    found = {key: stats.ratios(series) for key, series in grouped.items()}
-    for (workload, clock, pair), series in grouped.items():
-        if pair in ("fused beside reference", "fused beside base reference"):
-            found[workload, clock, ALONE] = stats.times(series)
-    return found
+        pair = pair_name(one)
+        for name in (pair, ALONE) if pair in ("fused beside reference", "fused beside base reference") else (pair,):
+            grouped.setdefault((one.workload, one.clock, name), []).append(one)
+    return grouped
 
 
 def _entries(runs: Sequence[Run], known: NoiseRecord | None) -> dict[str, dict[str, dict[str, Noise]]]:
     """Of what the runs hold, together with what is known of it already."""
-    of_runs = [_logs(run) for run in runs]
+    of_runs = [_grouped(run) for run in runs]
     commits = list(dict.fromkeys(str(run.environment.commit) for run in runs))
     entries: dict[str, dict[str, dict[str, Noise]]] = {}
-    for workload, clock, pair in dict.fromkeys(key for logs in of_runs for key in logs):
-        groups = [logs[workload, clock, pair] for logs in of_runs if (workload, clock, pair) in logs]
+    for workload, clock, pair in dict.fromkeys(key for grouped in of_runs for key in grouped):
+        there = [grouped[workload, clock, pair] for grouped in of_runs if (workload, clock, pair) in grouped]
+        # Each process's middle log ratio, or of fused alone the middle log time.
+        groups = [stats.times(series) if pair == ALONE else stats.ratios(series) for series in there]
+        pairs = min(len(one.us) for series in there for one in series)
         to_the_mean = 0 if _is_same(pair) else 1  # degrees of freedom that its estimate takes
         squares, freedom = (_within if to_the_mean else _around_zero)(groups)
         source = ", ".join(commits) if len(commits) > 1 else ""
         before = known.of(workload, clock, pair) if known else None
         if known and before:
+            pairs = min(pairs, before.pairs)  # of which 0 says that they were not noted
             squares += before.deviation**2 * (before.processes - to_the_mean)
             freedom += before.processes - to_the_mean
             source = ", ".join(dict.fromkeys([*(before.source or str(known.commit)).split(", "), *commits]))
@@ -155,7 +170,7 @@ def _entries(runs: Sequence[Run], known: NoiseRecord | None) -> dict[str, dict[s
                 raise ValueError(
                     f"records: processes of {workload} differ by {deviation:.0%} on {clock}, {pair}: not the same code"
                 )
-            noise = Noise(deviation, freedom + to_the_mean, source)
+            noise = Noise(deviation, freedom + to_the_mean, source, pairs)
             entries.setdefault(workload, {}).setdefault(clock, {})[pair] = noise
     return entries
 

@@ -166,6 +166,8 @@ class Run(Record):
             raise ValueError(f"series: expected each once; got {twice} again")
         if self.base is None and (strays := {one.beside for one in self.series if one.beside.startswith("base ")}):
             raise ValueError(f"base: expected the state that was measured as {', '.join(sorted(strays))}; got none")
+        if unknown := ({"head"} if self.base is None else {"head", "base"}) - set(self.files):
+            raise ValueError(f"files: expected which file was imported as {', '.join(sorted(unknown))}; got none")
 
     def with_more(self, more: Run) -> Run:
         """This run and further processes of it.
@@ -252,6 +254,7 @@ class Noise(Strict):
     deviation: Annotated[float, Field(ge=0, le=1)]  # standard deviation of the processes' log ratios
     processes: Annotated[int, Field(ge=2)]  # that it was taken from
     source: str = ""  # the commits of the runs that it was learned from, or commit and time; empty: that of its record
+    pairs: Annotated[int, Field(ge=0)] = 0  # fewest of a process that it was taken from; 0 where that was not noted
 
 
 @dataclass(frozen=True)

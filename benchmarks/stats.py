@@ -8,6 +8,7 @@ processes say little of their own variance; where it is known from runs of the s
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import statistics
@@ -76,6 +77,13 @@ def interval(logs: Sequence[float], error: float, noise: Noise | None = None) ->
     half = _t_quantile(1 - error, freedom) * deviation / math.sqrt(len(logs))
     # No overflow.
     return Interval(math.exp(centre), math.exp(max(centre - half, -700.0)), math.exp(min(centre + half, 700.0)))
+
+
+def in_shorter_processes(noise: Noise, pairs: int) -> Noise:
+    """What is known, for processes of so few pairs: what samples vary by is averaged over fewer of them."""
+    if pairs >= noise.pairs:
+        return noise
+    return dataclasses.replace(noise, deviation=min(1.0, noise.deviation * math.sqrt(noise.pairs / pairs)), pairs=pairs)
 
 
 def spread(logs: Sequence[float], noise: Noise | None) -> tuple[float, int]:

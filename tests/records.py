@@ -71,7 +71,7 @@ def make_run(
         "seconds": 20.0,
         "seed": 0,
         "environment": environment,
-        "files": {"head": "/h/dllm_kernels/__init__.py"},
+        "files": {side: f"/{side}/dllm_kernels/__init__.py" for side in ("head", "base")},
         "base": State("d" * 40, False, "dllm_kernels/__init__.py") if slowdowns else None,
         "workloads": names,
         "skipped": (),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import doctor
+from benchmarks import doctor, session
 from benchmarks.results import GpuState
+from tests.records import NAME, make_noise
 
 
 @pytest.mark.parametrize(("load", "code"), [(0.0, 0), (64.0, 2)])
@@ -30,6 +32,19 @@ def test_what_is_found_is_there_for_machines(monkeypatch, capsys):
     assert found["fit"] is False
     assert any(one["what"].startswith("load") for one in found["findings"] if one["fit"] is False)
     assert found["environment"]["torch"]
+
+
+@pytest.mark.parametrize(("processes", "told"), [(29, True), (30, False)])
+def test_noise_that_few_processes_taught_is_noted(monkeypatch, processes, told):
+    known = make_noise()
+    pairs = known.entries[NAME]["device_us"]
+    pairs["fused beside base fused"] = dataclasses.replace(pairs["fused beside base fused"], processes=processes)
+    monkeypatch.setattr(session, "noise_of", lambda device: known)
+    found = [one for one in doctor._records("NVIDIA Test") if "processes of a pair" in one.what]
+    assert [(one.fit, "29 processes of a pair, where 30 are wanted" in one.what) for one in found] == (
+        [(None, True)] if told else []
+    )
+    assert not told or "`noise RECORD --accept --add`" in found[0].mend
 
 
 class _Gpu:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 import pytest
@@ -329,6 +330,25 @@ def test_many_comparisons_need_more_evidence_for_a_regression():
     crowd = {**borderline, **{(name, "call_us"): [3.0, 3.0, 3.01] for name in names}}
     assert alone.status is Status.REGRESSION
     assert judge_(make_run(crowd, environment=CPU), Policy(looks=1), None).status is Status.INCONCLUSIVE
+
+
+def test_processes_of_fewer_pairs_than_are_known_are_believed_less():
+    """Of a quarter of the pairs, the interval is twice as wide."""
+    run, noise = make_compared(1.0), make_noise()
+    widths = {}
+    for known_pairs in (0, 10, 40):
+        entries = {
+            name: {
+                clock: {pair: dataclasses.replace(one, pairs=known_pairs) for pair, one in pairs.items()}
+                for clock, pairs in clocks.items()
+            }
+            for name, clocks in noise.entries.items()
+        }
+        verdicts = judge_(run, POLICY, None, noise=dataclasses.replace(noise, entries=entries)).verdicts
+        found = next(one.ratio for one in verdicts if (one.question, one.clock) == ("slowdown", "device_us"))
+        widths[known_pairs] = math.log(found.high / found.low)
+    assert widths[0] == widths[10]
+    assert widths[40] == pytest.approx(2 * widths[10], rel=0.05)
 
 
 def test_whether_fused_itself_is_slower_counts_as_a_comparison(monkeypatch):

@@ -34,7 +34,7 @@ def make_run(commit: str | None, *, dirty: bool = False, fused: tuple[float, ...
     )  # fmt: skip
     return Run(
         created="2026-01-01T00:00:00+00:00", command="python -m benchmarks bench", seconds=20.0, seed=0,
-        environment=environment, base=None, files={}, workloads=(WORKLOAD,), skipped=(),
+        environment=environment, base=None, files={"head": "__init__.py"}, workloads=(WORKLOAD,), skipped=(),
         clock_methods={"call_us": "host clock"}, checks=(Check(WORKLOAD, 0, True, ""),), blocks=(), counts={},
         series=(Series(WORKLOAD, "call_us", 0, "fused", "reference", fused, REFERENCE, True),),
     )  # fmt: skip

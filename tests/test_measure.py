@@ -449,9 +449,16 @@ def test_beside_a_base_the_reference_is_paired_in_every_part_of_a_block_and_thre
     )
     pairs = {(one.clock, one.implementation, one.beside): len(one.us) for one in conductor.series}
     for beside, implementation in (("base reference", "fused"), ("base reference", "reference")):
-        assert pairs["call_us", implementation, beside] == (5 if seconds else measure.MIN_TURNS)
+        assert pairs["call_us", implementation, beside] == (10 if seconds else measure.MIN_TURNS)
         assert pairs["device_us", implementation, beside] == (4 if seconds else measure.MIN_TURNS) * 2  # calls in a row
     assert pairs["call_us", "fused", "base fused"] == (75 if seconds else measure.MIN_TURNS)
+
+
+def test_a_reference_that_takes_long_is_paired_half_as_often():
+    conductor = measure._Conductor("cuda", 5, None)
+    conductor.measure_workload(workloads.WORKLOADS[LONG], {0: {"head": _Counting(), "base": _Counting()}})
+    pairs = {(one.clock, one.beside): len(one.us) for one in conductor.series if one.implementation == "fused"}
+    assert (pairs["call_us", "base reference"], pairs["device_us", "base reference"]) == (5, 4)
 
 
 def test_the_references_are_paired_before_base_s_alone_runs():
@@ -528,6 +535,13 @@ def test_what_kernels_are_made_of_is_read_from_their_files_and_stands_beside_the
     assert found["head"]["b"] == {"launches": 1}
     assert found["base"]["a"]["registers"] == 3
     assert counts["base"]["a"] == {"launches": 1}
+
+
+def test_machine_code_that_cannot_be_read_is_told_and_loses_no_measurement(tmp_path, capsys):
+    lost = str(tmp_path / "no.cubin")
+    found = measure._with_code({"head": {"a": {"launches": 1}}}, {("head", "a"): [lost]})
+    assert found == {"head": {"a": {"launches": 1}}}
+    assert "machine code: not in the record, because" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("lacks_it", "left_out"), [("base", True), ("head", False)])

@@ -161,6 +161,13 @@ except KeyboardInterrupt:
     assert errors.read_text() == ""
 
 
+def test_the_parent_of_workers_ends_before_its_own_does():
+    made = "from benchmarks.measure.nursery import nursery; print(nursery()._process.pid, flush=True)"
+    for end in ("", "; raise SystemExit(130)"):
+        done = subprocess.run([sys.executable, "-c", made + end], cwd=ROOT, capture_output=True, text=True)
+        assert not _runs(int(done.stdout))
+
+
 def test_a_parent_of_workers_that_was_killed_is_an_error_that_says_so():
     parent = Nursery()
     parent._process.kill()

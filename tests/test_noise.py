@@ -37,6 +37,24 @@ def test_noise_of_the_same_code_is_taken_around_none_and_of_a_speedup_within_run
     assert noise.of(NAME, "device_us", "fused beside reference") is None  # of one process: another way to measure
 
 
+def test_of_how_few_pairs_a_process_it_is_is_noted():
+    short, whole = _same_code(3, device=1.0), _same_code(5, device=1.0)
+    cut = [dataclasses.replace(one, us=one.us[:7], beside_us=one.beside_us[:7]) for one in short.series]
+    noise = learned([dataclasses.replace(short, series=tuple(cut)), whole])
+
+    def noted(record):
+        return {entry.pairs for pairs in record.entries[NAME].values() for entry in pairs.values()}
+
+    assert noted(noise) == {7}
+    assert noted(learned([short], noise, add=True)) == {7}
+    unknown = {
+        clock: {pair: dataclasses.replace(entry, pairs=0) for pair, entry in pairs.items()}
+        for clock, pairs in noise.entries[NAME].items()
+    }
+    more = learned([short], dataclasses.replace(noise, entries={NAME: unknown}), add=True)
+    assert noted(more) == {0}, "once unknown, always unknown"
+
+
 def test_what_is_known_of_other_pairs_stays():
     """Or a workload that is new would have everything measured again."""
     run = _same_code(30, device=1.01)

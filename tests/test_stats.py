@@ -71,6 +71,17 @@ def test_known_noise_narrows_the_interval_of_few_processes():
     assert np.median(known) < 0.5 * np.median(own)
 
 
+def test_of_shorter_processes_more_noise_is_expected():
+    """Of samples that vary by themselves, what is known of means of 40 holds for means of 10."""
+    rng = np.random.default_rng(3)
+    known = Noise(float(rng.normal(0, 0.02, (4000, 40)).mean(axis=1).std()), 4000, pairs=40)
+    shorter = stats.in_shorter_processes(known, 10)
+    assert shorter.deviation == pytest.approx(rng.normal(0, 0.02, (4000, 10)).mean(axis=1).std(), rel=0.05)
+    assert stats.in_shorter_processes(known, 40) == stats.in_shorter_processes(known, 400) == known
+    unknown = Noise(0.01, 4000)
+    assert stats.in_shorter_processes(unknown, 3) == unknown
+
+
 def test_known_noise_counts_for_ten_processes():
     deviation, freedom = stats.spread([0.0, 0.004, -0.004], Noise(0.002, 40))
     assert freedom == 10 + 2

@@ -285,6 +285,8 @@ class Bench:
             for logits in self.draws:
                 self.ids.copy_(self.prepared)
                 self._call("fused", logits)
+            # Or the other side's first row would share the GPU with what is left of this.
+            self.torch.cuda.synchronize()
         return wanted
 
     def sample(self, implementation: str, calls: int) -> list[tuple[float, float, int, int]]:

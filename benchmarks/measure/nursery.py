@@ -6,6 +6,7 @@ every worker and never touches CUDA itself.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -24,7 +25,7 @@ WORKER = Path(__file__).with_name("worker.py")
 
 
 class Nursery:
-    """The parent of measuring processes. It ends with the process that made it."""
+    """The parent of measuring processes. It ends before the process that made it; where that is killed, soon after."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
@@ -47,6 +48,12 @@ class Nursery:
         gpu = json.loads(hello)  # of which both are None where there is none to measure on
         self.gpu_uuid: str | None = gpu["uuid"]
         self.gpu_name: str | None = gpu["name"]
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End it; its workers go on."""
+        self._process.kill()
+        self._process.wait()
 
     def worker(self, side: Side, lock: int) -> Worker:
         """A fresh process that measures `side`. It holds the lock of that open file until it ends, which may be after

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
-from benchmarks import gate, session, workloads
+from benchmarks import gate, measure, session, workloads
 from benchmarks.measure import machine
 from benchmarks.results import Run
 
@@ -17,8 +17,11 @@ SAVED = pytest.StashKey[set[str]]()  # tests in every run that is compared with
 
 
 @pytest.fixture(scope="session")
-def judged() -> tuple[Run, gate.Judgement]:
-    """The quick workloads, measured and judged as `python -m benchmarks bench --quick` does, further looks included."""
+def judged(pytestconfig: pytest.Config) -> tuple[Run, gate.Judgement]:
+    """The quick workloads, measured and judged as `python -m benchmarks bench --quick` does, further looks included;
+    with --benchmark-compare, on a GPU, beside its reviewed baseline, which has to be there."""
+    if pytestconfig.getoption("benchmark_compare") and measure.has_gpu():
+        session.expect_baseline(measure.device())
     chosen, skipped = workloads.select(None, gpu=torch.cuda.is_available(), quick=True)
     asked = [workload.name for workload in chosen]
     run, judgement, _ = session.judged(
