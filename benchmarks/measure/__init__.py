@@ -60,7 +60,7 @@ class Sampling:
 # device's clock, and 1.5 % is 3.5 % on the call's, of which 5 % are allowed. Graphs are not judged.
 OF_SPEEDUP = Sampling(
     turns={"device_us": 20, "call_us": 30, "graph_us": 10},
-    blocks={"cuda": 4, "cpu": 1},
+    blocks={"cuda": 2, "cpu": 1},
     precision={"device_us": 0.008, "call_us": 0.03, "graph_us": math.inf},
 )
 OF_SLOWDOWN = Sampling(
