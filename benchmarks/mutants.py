@@ -1,7 +1,7 @@
 """Planted slowdowns of the real operation, which the gate must catch.
 
 A mutant is the working tree's package with some text replaced. Amounts are in shares of the fused operation's time on
-an H100: a GPU of another speed sees other shares.
+an H100 or an H200: a GPU of another speed sees other shares.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from benchmarks.measure.sides import PACKAGE, copy_package
 from benchmarks.workloads import QUICK
 
 LAUNCH, KERNEL = "gpu/__init__.py", "gpu/kernel.py"  # in the package
-SM_MHZ = 1980  # of an H100 at work
-# Microseconds on the device's clock by positions, vocabulary and bytes of a logit, all masked.
-DEVICE_US = {(32, 128000, 2): 6.4, (32, 157184, 2): 7.3, (32, 151936, 2): 7.2, (1024, 157184, 2): 112.0}
+SM_MHZ = 1980  # of both at work
+# Microseconds on the device's clock by positions, vocabulary and bytes of a logit, all masked, from memory.
+ON_AN_H100 = {(32, 128000, 2): 6.4, (32, 157184, 2): 7.3, (32, 151936, 2): 7.2, (1024, 157184, 2): 112.0}
+ON_AN_H200 = {(32, 128000, 2): 6.0, (32, 157184, 2): 6.7, (32, 151936, 2): 6.7, (1024, 157184, 2): 82.0}
 REFERENCE_US = 120.0
 # Of an empty loop of Python's: about a tenth of the call on one block, which took 30 to 57 us in the processes of one
 # run on an H100. A loop, because the call is mostly Python too, and takes longer where that does.
@@ -81,7 +82,9 @@ def _kernel_longer(cycles: str, where: str = "True") -> tuple[Edit, ...]:
 
 
 def _share_of_device_time(share: float) -> str:
-    return f"{share} * {SM_MHZ} * {DEVICE_US}.get((rows, vocab, logits.element_size()), 10.0)"
+    is_h200 = "logits.is_cuda and 'H200' in torch.cuda.get_device_name(device)"
+    times = f"({ON_AN_H200} if {is_h200} else {ON_AN_H100})"
+    return f"{share} * {SM_MHZ} * {times}.get((rows, vocab, logits.element_size()), 10.0)"
 
 
 def _before_the_launch(statement: str) -> Edit:
