@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 THRESHOLD = 0.95  # SGLang's default for LLaDA2
+MANY_BLOCKS = 17  # from which on the rows of blocks of 32 fill an H100 or H200
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 MASK_IDS = {157184: 156895, 151936: 151669, 126464: 126336}  # LLaDA2, SDAR, LLaDA; elsewhere, as in the seed, V
 
@@ -174,6 +175,14 @@ _NAME = re.compile(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)-([a-z0-9]+)-(\d+)(-warm)?"
 def operations() -> dict[str, Workload]:
     """The registered workloads that are one call."""
     return {name: workload for name, workload in WORKLOADS.items() if isinstance(workload, Workload)}
+
+
+def kernels_of(workload: AnyWorkload) -> tuple[object, ...]:
+    """The same for workloads that presumably run the same compiled kernels, which hang on dtype, block length, the
+    alignment of rows, and whether the rows fill a GPU by themselves."""
+    call = workload.call if isinstance(workload, EngineStep) else workload
+    kind = workload.engine if isinstance(workload, EngineStep) else type(workload).__name__
+    return kind, call.dtype, call.block_length, call.vocab % 16, call.batch >= MANY_BLOCKS
 
 
 def is_decoding(name: str) -> bool:

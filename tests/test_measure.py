@@ -9,6 +9,7 @@ import torch
 
 import dllm_kernels
 from benchmarks import machine_code, measure, results, workloads
+from benchmarks.measure import bench as measuring
 from benchmarks.measure import machine
 from benchmarks.measure.bench import Bench, open_bench, waits
 from benchmarks.results import GpuState
@@ -513,6 +514,48 @@ def test_fresh_processes_make_a_record(tmp_path):
     assert all(check.passed for check in run.checks)
     results.save(run, tmp_path / "run.json")
     assert results.load(results.Run, tmp_path / "run.json") == run
+
+
+@pytest.mark.parametrize("processes", [1, 3, 40])
+def test_of_every_kind_of_workload_one_is_compiled_a_side(processes):
+    chosen = list(workloads.WORKLOADS.values())
+    asked = [[] for _ in range(processes)]
+
+    class Noting(_Counting):
+        def __init__(self, number):
+            super().__init__()
+            self.number = number
+
+        def send(self, do, **arguments):
+            assert do == "compile"
+            self.reply = None
+            asked[self.number] += arguments["chosen"]
+
+    measure._compile(chosen, [{"head": Noting(number)} for number in range(processes)])
+    every = [workloads.WORKLOADS[name] for part in asked for name in part]
+    assert sorted(map(workloads.kernels_of, every)) == sorted({workloads.kernels_of(one) for one in chosen})
+    assert max(map(len, asked)) - min(map(len, asked)) <= 1
+
+
+def test_compiling_takes_one_draw_and_leaves_no_logits(tiny, monkeypatch):
+    opened, called = [], []
+    fused = dllm_kernels.dllm_post_process_fused
+
+    class Noting(Bench):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            opened.append((self, len(self.draws)))
+
+    def noting(*arguments, **outputs):
+        called.append(set(outputs))
+        fused(*arguments, **outputs)
+
+    monkeypatch.setattr(measuring, "Bench", Noting)
+    monkeypatch.setattr(dllm_kernels, "dllm_post_process_fused", noting)
+    measuring.compile_kernels([TINY.name])
+    ((bench, draws),) = opened
+    assert (draws, bench.draws) == (1, [])
+    assert called == [{"confidence", "tokens"}, set()], "with outputs and without: two kernels"
 
 
 def test_what_kernels_are_made_of_is_read_from_their_files_and_stands_beside_the_counts(monkeypatch):

@@ -35,6 +35,18 @@ def test_selection():
         workloads.select(["1x1x1"], gpu=False)
 
 
+def test_workloads_of_the_same_kernels():
+    kinds = {}
+    for workload in WORKLOADS.values():
+        kinds.setdefault(workloads.kernels_of(workload), []).append(workload.name)
+    assert ["1x32x157184-fp32-100"] in kinds.values()
+    assert ["1x32x50257-fp16-100"] in kinds.values(), "rows that start anywhere"
+    assert ["8x4x151936-bf16-100"] in kinds.values(), "blocks of four"
+    together = next(names for names in kinds.values() if "1x32x157184-bf16-50" in names)
+    assert {"4x32x157184-bf16-6", "1x32x126464-bf16-100", "1x32x157184-bf16-100-warm"} <= set(together)
+    assert not any(name.startswith(("128x", "32x", "sglang", "decode")) for name in together)
+
+
 def test_the_overview_has_every_number_of_blocks_dtype_and_share():
     shown = [workloads.parse(name) for name in workloads.OVERVIEW]
     assert len(set(shown)) == len(shown)

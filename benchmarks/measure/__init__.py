@@ -138,6 +138,7 @@ def measure(
         conductor.ours = [worker.pid for workers in started.values() for worker in workers.values()]
         if gpu:
             conductor.cores = dict(zip(started, stack.enter_context(machine.cores(processes)), strict=True))
+            _compile(chosen, list(started.values()))
         for workload in chosen:
             conductor.measure_workload(workload, started, progress)
         seconds = time.monotonic() - began
@@ -177,6 +178,18 @@ def _start(sides: dict[str, Side], numbers: Sequence[int], lock: int) -> Iterato
             worker.kill()
         for worker in every:
             worker.wait()
+
+
+def _compile(chosen: Sequence[workloads.AnyWorkload], started: Sequence[dict[str, Worker]]) -> None:
+    """The kernels of the workloads, each process those of some: as each workload is opened, all processes would compile
+    the same ones at the same time, 14 s of a run of everything on an H200."""
+    of_each_kind = list({workloads.kernels_of(workload): workload.name for workload in chosen}.values())
+    for number, workers in enumerate(started):
+        for worker in workers.values():
+            worker.send("compile", chosen=of_each_kind[number :: len(started)])
+    for workers in started:
+        for worker in workers.values():
+            worker.receive()
 
 
 def _with_code(

@@ -88,8 +88,9 @@ class OtherIdsError(RuntimeError):
     """A replayed CUDA graph left other ids than the calls it was made of."""
 
 
-def open_bench(workload: str, seed: int) -> Any:
-    """What measures that workload: a `Bench`, or one with the same commands."""
+def open_bench(workload: str, seed: int, draws: int | None = None) -> Any:
+    """What measures that workload, on so many draws of logits or as many as it takes: a `Bench`, or one with the same
+    commands."""
     if workloads.is_decoding(workload):
         from benchmarks.e2e.bench import DecodingBench
 
@@ -97,8 +98,16 @@ def open_bench(workload: str, seed: int) -> Any:
     if workloads.is_engine_step(workload):
         from benchmarks.measure.engine_bench import EngineBench
 
-        return EngineBench(workload, seed)
-    return Bench(workload, seed)
+        return EngineBench(workload, seed, draws)
+    return Bench(workload, seed, draws)
+
+
+def compile_kernels(chosen: Sequence[str]) -> None:
+    """Of these workloads, into Triton's cache on the disk, where other processes find them."""
+    for workload in chosen:
+        bench = open_bench(workload, seed=0, draws=1)
+        bench.check()
+        bench.close()
 
 
 def waits(called: Sequence[str], activities: Sequence[str]) -> int:
@@ -110,7 +119,7 @@ def waits(called: Sequence[str], activities: Sequence[str]) -> int:
 class Bench:
     """One workload in one process. Its public methods are the commands of the worker."""
 
-    def __init__(self, workload: str, seed: int) -> None:
+    def __init__(self, workload: str, seed: int, draws: int | None = None) -> None:
         import torch
 
         from dllm_kernels import dllm_post_process_fused, dllm_post_process_reference
@@ -123,7 +132,7 @@ class Bench:
             "fused": dllm_post_process_fused,
             "reference": dllm_post_process_reference,
         }
-        copies = self._copies() if self.device == "cuda" else 1
+        copies = draws or (self._copies() if self.device == "cuda" else 1)
         self.draws, self.prepared = workloads.make_inputs(self.workload, self.device, seed, copies)
         self.ids = self.prepared.clone()
         self.places = self._places()

@@ -19,10 +19,10 @@ PLUG_INS = "dllm_kernels.integrations"
 class EngineBench(Bench):
     """`Bench`, with steps in the place of calls: see `workloads.EngineStep`."""
 
-    def __init__(self, workload: str, seed: int) -> None:
+    def __init__(self, workload: str, seed: int, draws: int | None = None) -> None:
         kind = workloads.WORKLOADS[workload]
         assert isinstance(kind, workloads.EngineStep)
-        super().__init__(kind.call.name, seed)
+        super().__init__(kind.call.name, seed, draws)
         self.specification = functools.partial(
             self.implementations["reference"],
             exclude_ids=(kind.mask_id,),

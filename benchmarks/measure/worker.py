@@ -114,7 +114,7 @@ def _work(stream: Any, package_folder: Path | None) -> None:
     if package_folder:
         sys.path.insert(0, str(package_folder))
     _load_benchmarks(HERE.parent)
-    from benchmarks.measure.bench import open_bench, start
+    from benchmarks.measure.bench import compile_kernels, open_bench, start
 
     _reply(stream, start(package_folder))
     bench: Any = None
@@ -124,6 +124,9 @@ def _work(stream: Any, package_folder: Path | None) -> None:
         if do == "open":
             bench = open_bench(**command)
             _reply(stream, bench.check())
+        elif do == "compile":
+            compile_kernels(**command)
+            _reply(stream, None)
         else:
             assert bench is not None, "a command before 'open'"
             _reply(stream, getattr(bench, do)(**command))
