@@ -13,7 +13,7 @@ from benchmarks.selftest import Selftest
 from benchmarks.workloads import WORKLOADS
 
 EVIDENCE = session.BASELINES.parent / "evidence"
-KINDS = {"selftest": Selftest, "kernel": results.KernelTable, "e2e": EndToEnd}
+KINDS = {"selftest": Selftest, "kernel": results.KernelTable, "e2e": EndToEnd, "run": results.Run}
 
 
 def _names(folder: Path) -> list[str]:
