@@ -28,6 +28,8 @@ class Layout:
 
     device_type: str  # kept, because a device makes the string anew at every question
     blocks: int
+    least_id: int  # of the ids' dtype
+    largest_id: int
     is_empty: bool  # of positions
     logits_bytes: int  # from the first element's to the last's, as for `ids_bytes`
     ids_bytes: int
@@ -71,6 +73,7 @@ def check_layout(
     return Layout(
         device.type,
         shape[0] if len(shape) == 3 else 1,
+        *_IDS_BOUNDS[ids_dtype],
         0 in ids_shape,
         _elements_spanned(shape, strides) * dtype.itemsize,
         _elements_spanned(ids_shape, ids_strides) * ids_dtype.itemsize,

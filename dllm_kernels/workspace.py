@@ -25,12 +25,12 @@ _lock = threading.Lock()
 _eager: dict[tuple[int, int], Tensor] = {}
 
 
-def acquire(device: torch.device, elements: int) -> Tensor:
-    """A workspace of at least `elements` for a call on the current stream of `device`, the current CUDA device."""
-    # What torch.cuda asks in turn; current_stream() takes 10 us to wrap the answer.
-    if torch._C._cuda_isCurrentStreamCapturing():
+def acquire(device: torch.device, stream: int, elements: int) -> Tensor:
+    """A workspace of at least `elements` for a call on `stream`, the current one of `device`, the current CUDA
+    device."""
+    if torch._C._cuda_isCurrentStreamCapturing():  # what torch.cuda asks in turn
         return _captured(device, elements)
-    key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))
+    key = (device.index, stream)
     workspace = _eager.get(key)
     if workspace is None or workspace.numel() < elements:
         with _lock:

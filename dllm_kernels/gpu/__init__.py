@@ -185,11 +185,6 @@ def can_depend() -> bool:
     return bool(target.backend == "cuda" and target.arch >= 90)
 
 
-def _listening(hook: Any) -> bool:
-    """Of a chain of hooks, whether there is one in it; Triton also takes a bare function, or None."""
-    return bool(getattr(hook, "calls", hook))
-
-
 def post_process(
     logits: Tensor,
     input_ids: Tensor,
@@ -232,12 +227,19 @@ def post_process(
     plan = plans.get(key)
     if plan is None:
         plan = plans[key] = _Plan(logits, input_ids, *key[:4])
+    # The pointer; torch.cuda.current_stream() takes 10 us to wrap it.
+    stream = torch._C._cuda_getCurrentRawStream(device.index) if is_cuda else 0
     if workspace is None:
         elements = plan.workspace_elements
-        workspace = workspaces.acquire(device, elements) if is_cuda else torch.zeros(elements, dtype=torch.int32)
+        if is_cuda:
+            workspace = workspaces.acquire(device, stream, elements)
+        else:
+            workspace = torch.zeros(elements, dtype=torch.int32)
     number = threshold if thresholds is None else 0.0
     excluded = (*exclude_ids, -1, -1, -1, -1)[:4] if exclude_ids else (-1, -1, -1, -1)
-    if plan.launch is None or _listening(_runtime.launch_enter_hook) or _listening(_runtime.launch_exit_hook):
+    # Triton keeps a chain of hooks in each, but takes a bare function, too, or None.
+    before, after = _runtime.launch_enter_hook, _runtime.launch_exit_hook
+    if plan.launch is None or getattr(before, "calls", before) or getattr(after, "calls", after):
         dependent = can_depend()
         options = {"launch_pdl": True} if dependent else {}
         for programs, blocks, first_block in plan.launches:
@@ -254,7 +256,7 @@ def post_process(
             programs,
             blocks,
             1,
-            torch._C._cuda_getCurrentRawStream(device.index),
+            stream,
             *plan.compiled,
             logits_start,
             input_ids.data_ptr(),
