@@ -1,8 +1,8 @@
 """What the compiler makes of the kernels, per GPU architecture, without a GPU: `python -m benchmarks codegen`.
 
 Every variant of the kernels is compiled as the launcher itself would have it compiled, and its figures are held against
-reviewed ones of the same Triton version: registers that spill, a vector load that was lost, a barrier that is gone, or
-room for fewer warps on a processor are faults.
+reviewed ones of the same Triton version: registers that spill, a vector load that was lost, a barrier or an atomic that
+is gone, a wait for the launch before, or room for fewer warps on a processor are faults.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 from benchmarks import results, session
 from benchmarks.machine_code import WHAT, Code, change, read, together
 
-# Most warps and blocks resident on a processor, by compute capability (CUDA C++ programming guide, "Compute
-# Capabilities"); each processor has 65536 registers, which a warp takes in units of 256.
-RESIDENT = {"sm_80": (64, 32), "sm_90": (64, 32), "sm_100": (64, 32), "sm_120": (48, 24)}
-REGISTERS, REGISTER_UNIT = 65536, 256
+# Most warps and blocks resident on a processor, and KiB of shared memory, by compute capability (CUDA C++ programming
+# guide, "Compute Capabilities"); each processor has 65536 registers, which a warp takes in units of 256, and CUDA
+# itself takes 1 KiB of shared memory a block.
+RESIDENT = {"sm_80": (64, 32, 164), "sm_90": (64, 32, 228), "sm_100": (64, 32, 228), "sm_120": (48, 24, 100)}
+REGISTERS, REGISTER_UNIT, RESERVED_BYTES = 65536, 256, 1024
 PROCESSORS = 132  # that the GPU is taken to have: on the few of Triton's interpreter, one long block is many rows
 ONLY_COMPILED = "gfx942"  # AMD: that it compiles is all that is asked
 
@@ -101,10 +102,11 @@ class Codegen(results.Record):
 
 
 def resident_blocks(arch: str, code: Code) -> int:
-    """Blocks of a kernel that fit on a processor at once, by their registers."""
-    warps, blocks = RESIDENT[arch]
+    """Blocks of a kernel that fit on a processor at once, by their registers and shared memory."""
+    warps, blocks, shared_kib = RESIDENT[arch]
     registers = -(-32 * code.registers // REGISTER_UNIT) * REGISTER_UNIT * code.warps
-    return min(blocks, warps // code.warps, REGISTERS // registers)
+    shared = 1024 * shared_kib // (code.shared_bytes + RESERVED_BYTES)
+    return min(blocks, warps // code.warps, REGISTERS // registers, shared)
 
 
 def faults(reviewed: Codegen, found: Codegen) -> list[str]:
@@ -133,13 +135,21 @@ def _faults(arch: str, before: Code, now: Code) -> Iterator[str]:
             if getattr(before, name) != getattr(now, name)
         )
         yield f"a vector load was lost: {lost}"
-    for name in ("barriers", "own_barriers"):
+    for name, text in (
+        ("barriers", "a barrier is gone"),
+        ("own_barriers", "a barrier is gone"),
+        ("atomics", "an atomic is gone"),
+        ("launch_waits", "memory is touched before the launch before has ended"),
+        ("launch_starts", "the launch after does not begin before this one has ended"),
+    ):
         if getattr(now, name) < getattr(before, name):
-            yield f"a barrier is gone: {change(name, before, now)}"
+            yield f"{text}: {change(name, before, now)}"
     warps_before, warps_now = (code.warps * resident_blocks(arch, code) for code in (before, now))
     if warps_now < warps_before:
         causes = [
-            change(name, before, now) for name in ("registers", "warps") if getattr(before, name) != getattr(now, name)
+            change(name, before, now)
+            for name in ("registers", "warps", "shared_bytes")
+            if getattr(before, name) != getattr(now, name)
         ]
         yield f"{', '.join(causes)}, so {warps_now} warps fit on a processor instead of {warps_before}"
 

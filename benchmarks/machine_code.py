@@ -37,6 +37,9 @@ class Code(Strict):
     barriers: int
     own_barriers: int  # that the kernel's source asks for; the compiler adds others for its own use of shared memory
     atomics: int
+    # Programmatic dependent launch, from sm_90 on; 0 where there is none, or where it was not noted.
+    launch_waits: int = 0  # for the launch before to have ended (griddepcontrol.wait)
+    launch_starts: int = 0  # after which the next may begin (griddepcontrol.launch_dependents)
 
 
 # The figures in words.
@@ -54,6 +57,8 @@ WHAT = {
     "barriers": "barriers",
     "own_barriers": "barriers of its own",
     "atomics": "atomics",
+    "launch_waits": "waits for the launch before",
+    "launch_starts": "starts of the launch after",
 }
 
 
@@ -84,6 +89,8 @@ def read(cubin: Path) -> Code:
         barriers=sum(name.startswith("BAR.") for name in names),
         own_barriers=len(_OWN_BARRIER.findall(cubin.with_suffix(".ttir").read_text())),
         atomics=sum(name.startswith(("ATOM", "RED.")) for name in names),
+        launch_waits=sum(name.startswith("ACQBULK") for name in names),
+        launch_starts=sum(name.startswith("PREEXIT") for name in names),
     )
 
 

@@ -40,7 +40,8 @@ def compiled(arch: str, variant: str = PLAIN, package: Path = SCRIPT.parent.pare
 def faults_of_publishing(code: dict, shares_a_thread: int = 1) -> list[str]:
     """What the last program's waiting relies on and the machine code does not have.
 
-    Results are 64-bit words that are stored at once, and polled past the L1 cache.
+    Results are 64-bit words that are stored at once, and polled past the L1 cache; so is the number of programs that
+    had nothing to do.
     """
     ptx = code["ptx"].splitlines()
     faults = []
@@ -50,6 +51,23 @@ def faults_of_publishing(code: dict, shares_a_thread: int = 1) -> list[str]:
     polled = [n for n, line in enumerate(ptx) if "ld.relaxed.gpu.global.b64" in line]
     if len(polled) != 2 * shares_a_thread or (published and polled[0] < published[-1]):
         faults.append("results are not polled by relaxed loads of 64 bits")
+    if sum("ld.relaxed.gpu.global.u32 counted" in line for line in ptx) != shares_a_thread:
+        faults.append("the count of idle programs is not polled by relaxed loads")
+    return faults
+
+
+def faults_of_depending(sass: list[str]) -> list[str]:
+    """What a dependent launch relies on and the machine code does not have: nothing is touched before the launch before
+    has ended, and the one after begins when all is published."""
+    waits, starts, touches, publishes = (
+        [n for n, line in enumerate(sass) if re.search(rf"\b({names})\b", line)]
+        for names in ("ACQBULK", "PREEXIT", r"(LDG|LD|STG|ST|ATOMG|ATOM|RED)\.E", r"(ATOMG|ATOM|RED)\.E")
+    )
+    faults = []
+    if len(waits) != 1 or waits[0] > touches[0]:
+        faults.append("memory is touched before the launch before has ended")
+    if len(starts) != 1 or starts[0] < publishes[-1]:
+        faults.append("the launch after may begin before all is published")
     return faults
 
 
@@ -80,10 +98,40 @@ def test_other_ways_to_publish_are_seen(changed):
     assert faults_of_publishing(compiled("sm_90", package=stored)) == ["1 atomic stores of 64 bits, not 2"]
 
 
-def test_a_poll_that_the_cache_may_answer_is_seen(changed):
-    cached = changed("ld.relaxed.gpu.global.b64 $1", "ld.global.b64 $1")
-    told = faults_of_publishing(compiled("sm_90", package=cached))
-    assert told == ["results are not polled by relaxed loads of 64 bits"]
+@pytest.mark.parametrize(
+    ("word", "fault"),
+    [
+        ("b64 $1", "results are not polled by relaxed loads of 64 bits"),
+        ("u32 counted", "the count of idle programs is not polled by relaxed loads"),
+    ],
+)
+def test_a_poll_that_the_cache_may_answer_is_seen(changed, word, fault):
+    cached = changed(f"ld.relaxed.gpu.global.{word}", f"ld.global.{word}")
+    assert faults_of_publishing(compiled("sm_90", package=cached)) == [fault]
+
+
+@pytest.mark.parametrize("variant", [PLAIN, FULL, LONG])
+@pytest.mark.parametrize("arch", ARCHITECTURES[1:])
+def test_a_launch_that_depends_on_the_one_before_touches_nothing_of_it(arch, variant):
+    assert faults_of_depending(compiled(arch, variant)["sass"]) == []
+
+
+WAIT = "whose results are read from here on\n        tl.extra.cuda.gdc_wait()"
+
+
+@pytest.mark.parametrize(
+    ("instead", "fault"),
+    [
+        ("pass", "memory is touched before the launch before has ended"),
+        ("tl.extra.cuda.gdc_launch_dependents()", "the launch after may begin before all is published"),
+    ],
+)
+def test_a_launch_that_does_not_wait_or_starts_the_next_early_is_seen(changed, instead, fault):
+    package = changed(WAIT, WAIT.replace("tl.extra.cuda.gdc_wait()", instead))
+    code = compiled("sm_90", package=package)
+    assert fault in faults_of_depending(code["sass"])
+    before, now = (_codegen({PLAIN: machine_code.Code(**one["code"])}) for one in (compiled("sm_90"), code))
+    assert any("memory is touched before the launch before has ended" in told for told in codegen.faults(before, now))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -215,6 +263,11 @@ def test_blocks_that_fit_on_a_processor(registers, warps, blocks):
     assert codegen.resident_blocks("sm_90", _code(registers=registers, warps=warps)) == blocks
 
 
+@pytest.mark.parametrize(("arch", "shared_bytes", "blocks"), [("sm_90", 75 * 1024, 3), ("sm_120", 49 * 1024, 2)])
+def test_shared_memory_keeps_blocks_from_a_processor(arch, shared_bytes, blocks):
+    assert codegen.resident_blocks(arch, _code(registers=32, shared_bytes=shared_bytes)) == blocks
+
+
 # What is planted, in which variant it shows, and what the fault says.
 SHORT = "bfloat16, rows on 16 bytes, no options"
 ONE_TILE_AHEAD = """    for tile in tl.range(0, whole_tiles):
@@ -243,7 +296,7 @@ PLANTED = {
     ),
     "fewer warps": (
         "=8, vectors=2, early=True", "=16, vectors=2, early=True", SHORT,
-        "warps a block 8 to 16, so 32 warps fit on a processor instead of 40",
+        "warps a block 8 to 16, bytes of shared memory 256 to 512, so 32 warps fit on a processor instead of 40",
     ),
 }  # fmt: skip
 
@@ -287,6 +340,23 @@ def test_a_kernel_that_is_missing_or_new_is_a_fault():
 def test_fewer_warps_on_a_processor_are_a_fault_and_fewer_blocks_are_none(before, now, told):
     before, now = (_codegen({"a": _code(registers=registers, warps=warps)}) for registers, warps in (before, now))
     assert codegen.faults(before, now) == [f"sm_90, a: {fault}" for fault in told]
+
+
+@pytest.mark.parametrize(
+    ("figure", "before", "now", "told"),
+    [
+        ("atomics", 3, 2, "an atomic is gone: atomics 3 to 2"),
+        ("launch_waits", 1, 0, "memory is touched before the launch before has ended: "
+         "waits for the launch before 1 to 0"),
+        ("launch_starts", 1, 0, "the launch after does not begin before this one has ended: "
+         "starts of the launch after 1 to 0"),
+        ("shared_bytes", 256, 200_000, "bytes of shared memory 256 to 200000, "
+         "so 8 warps fit on a processor instead of 40"),
+    ],
+)  # fmt: skip
+def test_what_became_worse_is_told(figure, before, now, told):
+    before, now = (_codegen({"a": _code(**{figure: value})}) for value in (before, now))
+    assert codegen.faults(before, now) == [f"sm_90, a: {told}"]
 
 
 def test_better_figures_are_no_fault():
