@@ -1,4 +1,4 @@
-"""The kernel beside others that do the same step, and beside what none can be faster than.
+"""The kernel beside others that do the same step, and beside what bounds them, as far as was found.
 
 Results come first: what does not leave the reference's ids on the very inputs to be timed is named and not timed. They
 come last, too: of what does not leave them any more, the times are dropped.

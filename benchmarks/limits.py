@@ -1,4 +1,4 @@
-"""What no implementation can be faster than, to be measured beside them: reading the logits, a launch, a PyTorch call.
+"""What bounds every implementation, as far as was found, measured beside them: reading the logits, a launch, a call.
 
 The floor of a workload is the fastest way found to read the logits of as many rows as are masked, once: of kernels that
 only take maxima, with rows cut in different ways, and of `torch.amax` and `torch.sum`. All here are called as

@@ -56,7 +56,7 @@ def dllm_post_process_fused(
     highest confidence (the lowest position on ties) takes its candidate. No other position changes, but for edits:
     given an `edit_threshold`, a position outside the prompt that is not masked takes its candidate if that is another
     token and `confidence > edit_threshold`. *Open* are the positions that may change: the masked ones, with edits all
-    outside the prompt. Rows of other positions are not read.
+    outside the prompt. Rows of other positions have no influence; the first kilobytes of some may be read.
 
     Odd rows: a row that holds NaN or +inf, or only -inf, has confidence NaN, which never passes and comes last in the
     fallback; its candidate is its first argmax with NaN counting as largest, as in PyTorch.
@@ -82,8 +82,9 @@ def dllm_post_process_fused(
             stream has been waited for.
         workspace: int32, contiguous, at least `workspace_size(logits)` elements, starting on 8 bytes, zero before its
             first use and after every call, for the `triton` backend; not to be shared by calls that can run at the
-            same time, which would wait for each other for ever. Default: one per device and stream, and one of its own
-            for every call captured into a CUDA graph.
+            same time, which would wait for each other for ever. Default: one per device and stream, by CUDA's handle
+            of the stream, and one of its own for every call captured into a CUDA graph. Who makes and destroys streams
+            without PyTorch, which keeps its own, passes one: a handle may be given out again while calls still run.
         backend: "triton" (CUDA tensors, or any under Triton's interpreter), "cpu", "reference", or "auto": "triton" on
             CUDA, "cpu" on the CPU.
 
