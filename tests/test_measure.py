@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -373,6 +375,183 @@ def test_a_graph_replays_checked_calls_and_a_call_that_waits_is_left_out(tiny, m
     bench.implementations["fused"] = only_at_first
     with pytest.raises(RuntimeError, match="in a CUDA graph, fused leaves other ids"):
         bench.begin("graph_us")
+
+
+@pytest.mark.gpu
+def test_graphs_of_one_call_replay_checked_calls(tiny):
+    bench = Bench(TINY.name, 0)
+    bench.warm_up()
+    assert bench.begin("replay_us") == ["fused", "reference"]
+    most = min(len(bench.draws), measuring.MOST_GRAPHS)
+    assert {name: len(graphs) for name, graphs in bench.draw_graphs.items()} == {"fused": most, "reference": most}
+    order = ("fused", "reference") * 15
+    for implementation in order:
+        assert bench.sample(implementation, 1) == []
+    taken = bench.end()
+    assert len(taken) == len(order)
+    fused_us, reference_us = (sorted(taken[first::2])[7] for first in (0, 1))
+    assert 1 < fused_us < reference_us
+    assert len(bench.sample("reference", 1)) == 1, "a call again"
+
+
+@pytest.mark.gpu
+def test_what_graphs_of_one_call_need_in_between_does_not_pile_up():
+    bench = Bench("1x32x157184-bf16-100", 0)
+    bench.warm_up()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    bench.begin("replay_us", only=["reference"])
+    grown_bytes = torch.cuda.memory_reserved() - before
+    graphs = len(bench.draw_graphs["reference"])
+    bench.end()
+    assert graphs > 20
+    assert grown_bytes < graphs * 2 * bench.workload.logits_bytes / 2, "a copy in float32 for every other graph"
+
+
+class _Graphs:
+    """CUDA's graphs on the CPU: what is called while one is captured is called when it is replayed, and not then.
+
+    What happens is noted, of every call the number of its draw and whether its ids were restored before.
+    """
+
+    def __init__(self, bench):
+        self.bench = bench
+        self.noted = []
+        self.pools = {}
+        self.captured = None  # the calls of the graph at hand
+        self.never, self.no_more = {}, {}  # by implementation, the draw whose call does nothing in a graph, or fails
+        bench.device = "cuda"
+        bench.swept = SimpleNamespace(amax=lambda: self.noted.append("sweep"))
+        bench.places = [(None, bench.prepared.clone()) for _ in range(3)]
+        bench.implementations = {
+            name: functools.partial(self.call, name, step) for name, step in bench.implementations.items()
+        }
+        self.cuda = SimpleNamespace(
+            CUDAGraph=lambda: SimpleNamespace(),
+            graph=self.capture,
+            graph_pool_handle=object,
+            stream=torch.cuda.stream,
+            synchronize=lambda: self.noted.append("wait"),
+        )
+        bench.torch = SimpleNamespace(cuda=self.cuda, equal=torch.equal)
+
+    @contextmanager
+    def capture(self, graph, pool):
+        calls = self.captured = []
+        try:
+            yield
+        finally:
+            self.captured = None
+        graph.replay = lambda: [call() for call in calls]
+        self.pools.setdefault(calls[0].args[0], []).append(pool)
+
+    def call(self, name, step, logits, ids, *arguments):
+        draw = next(number for number, one in enumerate(self.bench.draws) if one is logits)
+        if self.captured is None:
+            self.noted.append(f"call {draw}")
+            step(logits, ids, *arguments)
+            return
+        if self.no_more.get(name) == draw:
+            raise torch.OutOfMemoryError("no room for it")
+        self.captured.append(functools.partial(self.replay, name, draw, step, logits, ids, *arguments))
+
+    def replay(self, name, draw, step, logits, ids, *arguments):
+        self.noted.append(f"replay {draw}" if ids.equal(self.bench.prepared) else "replay on ids that a call has left")
+        if self.never.get(name) != draw:
+            step(logits, ids, *arguments)
+
+    def of_rows(self, implementation, rows, calls=1):
+        """What is noted in each of so many."""
+        noted = []
+        for _ in range(rows):
+            self.noted.clear()
+            assert self.bench.sample(implementation, calls) == []
+            noted.append(self.noted.copy())
+        return noted
+
+
+@pytest.fixture
+def graphs(tiny):
+    return _Graphs(Bench(TINY.name, 0, draws=5))
+
+
+def test_of_every_draw_there_is_a_graph_and_those_of_an_implementation_share_memory(graphs):
+    assert graphs.bench.begin("replay_us") == ["fused", "reference"]
+    assert {name: len(pools) for name, pools in graphs.pools.items()} == {"fused": 5, "reference": 5}
+    for pools in graphs.pools.values():
+        assert pools == pools[:1] * 5
+    assert graphs.noted[-6:] == [*(f"call {draw}" for draw in range(5)), "wait"], "as before every block"
+
+
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+def test_rows_of_replays_begin_as_rows_of_calls_and_go_on_from_draw_to_draw(graphs, implementation):
+    graphs.bench.begin("replay_us")
+    rows = graphs.of_rows(implementation, 60)
+    replays = [[one for one in noted if one.startswith("replay")] for noted in rows]
+    for noted, row in zip(rows, replays, strict=True):
+        assert noted == ["sweep", *(step for replay in row for step in ("wait", replay, "wait"))]
+    assert {len(row) for row in replays} == {2, 3}, "one or two that are not timed, and one that is"
+    every = [one for row in replays for one in row]
+    first = int(every[0].split()[1])
+    assert every == [f"replay {(first + number) % 5}" for number in range(len(every))]
+    assert {row[-1] for row in replays} == {f"replay {draw}" for draw in range(5)}, "each is timed now and then"
+    assert len(graphs.bench.end()) == 60
+
+
+def test_a_sample_of_a_replay_is_the_replay_and_the_wait_for_its_result(graphs, monkeypatch):
+    graphs.bench.begin("replay_us")
+    ticks = iter(range(0, 10**9, 5000))
+
+    def now():
+        graphs.noted.append("clock")
+        return next(ticks)
+
+    monkeypatch.setattr(measuring.time, "perf_counter_ns", now)
+    ((*_, waited, start, replay, ready, end),) = graphs.of_rows("fused", 1)
+    assert [waited, start, replay.split()[0], ready, end] == ["wait", "clock", "replay", "wait", "clock"]
+    assert graphs.bench.end() == [5.0]
+
+
+def test_replays_of_a_row_share_a_draw_where_calls_find_their_logits_in_the_cache():
+    graphs = _Graphs(Bench(f"{TINY.name}-warm", 0, draws=3))
+    graphs.bench.begin("replay_us")
+    replays = [[one for one in noted if one.startswith("replay")] for noted in graphs.of_rows("fused", 6, calls=2)]
+    assert [set(row) for row in replays[:3]] == [set(row) for row in replays[3:]]
+    assert sorted(one for row in replays[:3] for one in set(row)) == ["replay 0", "replay 1", "replay 2"]
+
+
+def test_of_many_draws_not_all_are_captured(graphs, monkeypatch):
+    monkeypatch.setattr(measuring, "MOST_GRAPHS", 3)
+    graphs.bench.begin("replay_us")
+    assert {name: len(pools) for name, pools in graphs.pools.items()} == {"fused": 3, "reference": 3}
+    replays = {one for noted in graphs.of_rows("fused", 10) for one in noted if one.startswith("replay")}
+    assert replays == {"replay 0", "replay 1", "replay 2"}
+
+
+def test_a_graph_of_any_draw_that_leaves_other_ids_is_found(graphs):
+    graphs.never["fused"] = 4
+    with pytest.raises(measuring.OtherIdsError, match="in a CUDA graph, fused leaves other ids"):
+        graphs.bench.begin("replay_us")
+
+
+def test_where_one_draw_is_not_captured_the_implementation_has_no_replays(graphs):
+    graphs.no_more["fused"] = 3
+    assert graphs.bench.begin("replay_us") == ["reference"]
+    assert graphs.bench.not_captured == {"fused": "no room for it"}
+    graphs.of_rows("reference", 2)
+    assert len(graphs.bench.end()) == 2
+
+
+def test_after_a_block_of_replays_calls_are_timed_again(graphs):
+    bench = graphs.bench
+    for end in (bench.end, bench.abandon):
+        bench.begin("replay_us")
+        graphs.of_rows("fused", 1)
+        end()
+        graphs.noted.clear()
+        assert len(bench.sample("fused", 2)) == 2
+        assert not [one for one in graphs.noted if one.startswith("replay")]
+        assert bench.end() == []
 
 
 class _Gpu:

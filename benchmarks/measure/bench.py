@@ -4,7 +4,8 @@ Ids are restored from a prepared copy before each call, outside the sample. On a
 draws of logits: together they cover at least three times the L2 cache, so that they come from memory, and where each of
 them lies there, which makes a few percent, averages out. Of a warm workload, the calls of a row share a draw. Fused's
 rows go round several streams, each with ids of its own, for the same reason: a package keeps a workspace for every
-stream. Before a row, other data fill the L2 cache, so that no call pays for what another has written there. In a sample
+stream. Graphs of one call, each with a workspace of its own, are replayed as calls are made: there is one for each
+draw. Before a row, other data fill the L2 cache, so that no call pays for what another has written there. In a sample
 PyTorch asks CUDA for no memory, and before a block every draw is read: after CUDA gave memory out, calls take longer
 until each has been.
 """
@@ -52,6 +53,10 @@ PLACES, PLACES_BYTES = 63, 2**26
 PRIORITIES = 2  # of streams: PyTorch has 32 of each
 GRAPH_CALLS = 16  # in a CUDA graph, at least: the start of a replay takes a microsecond or two
 LONG_CALLS, LONG_BYTES = 2, 2**29  # where the logits take more than that, and a call more than a hundred microseconds
+# Of one call each, of an implementation; an odd number, as of draws. A capture is assumed to take 1 to 5 ms, so that
+# those of ten implementations take 0.6 to 3 s. Where there are more draws, logits come from memory all the same: they
+# are so small that other data are read before a row.
+MOST_GRAPHS = 63
 QUEUED_CYCLES = 400_000  # of the GPU, 0.2 ms, in which the host launches a graph
 WARM_UP_SECONDS = {"cuda": 0.1, "cpu": 0.3}  # at most, an implementation
 SETTLED = 0.05  # warm-up ends when two successive medians of three calls differ by less, or its time is over
@@ -142,11 +147,12 @@ class Bench:
         self.random = random.Random(seed)
         self.samples = 0  # of the block
         self.profile: Any = None
-        self.graphs: dict[str, Any] = {}  # of the block, by implementation
+        self.graphs: dict[str, Any] = {}  # of the block, by implementation: of many calls
+        self.draw_graphs: dict[str, list[Any]] = {}  # the same: of one call each, one for each draw
         self.not_captured: dict[str, str] = {}  # and why
         calls = max(copies, GRAPH_CALLS if self.workload.logits_bytes <= LONG_BYTES else LONG_CALLS)
         self.graph_ids = self.prepared.expand(calls, *self.prepared.shape).clone()  # of the calls in a graph
-        self.replay_us: list[float] = []  # of the block, a call
+        self.replayed_us: list[float] = []  # of the block, a call
         self.processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
     def _copies(self) -> int:
@@ -243,7 +249,9 @@ class Bench:
         return ids, confidence, tokens
 
     def _places_of(self, implementation: str) -> list[tuple[Any, Tensor]]:
-        return self.places if implementation == "fused" else self.places[:1]
+        if implementation != "fused" or self.draw_graphs:  # which hold the first one's ids
+            return self.places[:1]
+        return self.places
 
     def warm_up(self) -> dict[str, int]:
         """Call each implementation in all its places, then until its times have settled; how many calls the latter
@@ -285,11 +293,15 @@ class Bench:
             self.profile = profiler()
             self.profile.__enter__()
         elif clock == "graph_us":
-            self.replay_us = []
             self.not_captured = {}
             for name in wanted:
                 self._capture(name)
             return list(self.graphs)
+        elif clock == "replay_us":
+            self.not_captured = {}
+            for name in wanted:
+                self._capture_draws(name)
+            wanted = list(self.draw_graphs)
         if self.device == "cuda" and "fused" in self.implementations:
             for logits in self.draws:
                 self.ids.copy_(self.prepared)
@@ -300,11 +312,11 @@ class Bench:
 
     def sample(self, implementation: str, calls: int) -> list[tuple[float, float, int, int]]:
         """On the host's clock, of each call: microseconds until the result is ready and until the call returned, and
-        nanoseconds of the sample and of our threads' waiting for a processor in it. On the GPU's, nothing yet: see
-        `end`."""
+        nanoseconds of the sample and of our threads' waiting for a processor in it. On the GPU's, and of replays,
+        nothing yet: see `end`."""
         if self.graphs:
             self._replay(implementation)
-            self.replay_us += [self._replay(implementation) for _ in range(calls)]
+            self.replayed_us += [self._replay(implementation) for _ in range(calls)]
             return []
         places = self._places_of(implementation)
         stream, self.ids = places[self.rows % len(places)]
@@ -315,6 +327,9 @@ class Bench:
     def _row(self, implementation: str, calls: int) -> list[tuple[float, float, int, int]]:
         if self.device == "cuda":
             self._begin_row(implementation)
+        if self.draw_graphs:
+            self.replayed_us += [self._replay_draw(implementation) for _ in range(calls)]
+            return []
         if self.profile is None:
             return [self._host_clocks(implementation) for _ in range(calls)]
         for _ in range(calls):
@@ -327,15 +342,18 @@ class Bench:
         if self.swept is not None:
             self.swept.amax()
         for _ in range(self.random.randint(1, MOST_UNTIMED)):
-            self._prepare()
-            self._call(implementation, self._next_logits())
+            if self.draw_graphs:
+                self._replay_draw(implementation)
+            else:
+                self._prepare()
+                self._call(implementation, self._next_logits())
 
     def end(self) -> list[float]:
-        """The samples of a block on a clock of the GPU's, in microseconds."""
-        profile, replay_us = self.profile, self.replay_us
+        """The samples of a block on a clock of the GPU's, or of replays, in microseconds."""
+        profile, replayed_us = self.profile, self.replayed_us
         self.abandon()
         if profile is None:
-            return replay_us
+            return replayed_us
         return device_us_of_ranges(profile.profiler.kineto_results.events(), "sample ", self.samples)
 
     def abandon(self) -> None:
@@ -343,7 +361,8 @@ class Bench:
         if self.processors:
             os.sched_setaffinity(0, self.processors)
         self.graphs.clear()
-        self.replay_us = []
+        self.draw_graphs.clear()
+        self.replayed_us = []
         if self.profile is not None:
             profile, self.profile = self.profile, None
             profile.__exit__(None, None, None)
@@ -412,24 +431,63 @@ class Bench:
         Raises:
             OtherIdsError: its replay leaves other ids than calls outside of a graph.
         """
-        torch = self.torch
-        graph = torch.cuda.CUDAGraph()
         draws = self.draws[:1] if self.workload.warm else self.draws
-        logits_of = [draws[number % len(draws)] for number in range(len(self.graph_ids))]
+        calls = [(draws[number % len(draws)], ids) for number, ids in enumerate(self.graph_ids)]
+        for graph in self._captured(implementation, [calls]):
+            self.graphs[implementation] = graph
+            self._replay(implementation)
+            for logits, ids in calls:
+                self._expect_ids_of_a_call(implementation, logits, ids)
+
+    def _capture_draws(self, implementation: str) -> None:
+        """Into a CUDA graph for each draw: one call, on the first place's ids; none where it cannot be captured.
+
+        Raises:
+            OtherIdsError: a replay leaves other ids than a call outside of a graph.
+        """
+        stream, self.ids = self.places[0]
+        draws = self.draws[:MOST_GRAPHS]
+        graphs = self._captured(implementation, [[(logits, self.ids)] for logits in draws])
+        if not graphs:
+            return
+        self.draw_graphs[implementation] = graphs
+        with self.torch.cuda.stream(stream):  # on which samples are taken: a graph's first launch uploads it
+            for graph, logits in zip(graphs, draws, strict=True):
+                self._prepare()
+                graph.replay()
+                self._expect_ids_of_a_call(implementation, logits, self.ids.clone())
+
+    def _captured(self, implementation: str, rows: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> list[Any]:
+        """A CUDA graph for each of these rows of calls on logits and ids; none where they cannot be captured.
+
+        They share a pool of memory: they are replayed one at a time, and none reads what another has left there. With
+        as many intermediate results as there are draws, those of ten implementations might not fit.
+        """
+        torch = self.torch
+        pool = torch.cuda.graph_pool_handle()
+        graphs = []
         try:
-            with torch.cuda.graph(graph):
-                for logits, ids in zip(logits_of, self.graph_ids, strict=True):
-                    self.implementations[implementation](logits, ids, self.workload.mask_id, workloads.THRESHOLD)
+            for row in rows:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool):
+                    for logits, ids in row:
+                        self.implementations[implementation](logits, ids, self.workload.mask_id, workloads.THRESHOLD)
+                graphs.append(graph)
         except RuntimeError as error:  # torch's for what a stream that is captured does not permit, such as a wait
             self.not_captured[implementation] = str(error)
-            return
-        self.graphs[implementation] = graph
-        self._replay(implementation)
-        for logits, ids in zip(logits_of, self.graph_ids, strict=True):
-            self.ids.copy_(self.prepared)
-            self._call(implementation, logits)
-            if not torch.equal(self.ids, ids):
-                raise OtherIdsError(f"{self.workload.name}: in a CUDA graph, {implementation} leaves other ids")
+            return []
+        return graphs
+
+    def _expect_ids_of_a_call(self, implementation: str, logits: Tensor, ids: Tensor) -> None:
+        """That a call outside of a graph leaves these ids, which a replay has left.
+
+        Raises:
+            OtherIdsError: it leaves others.
+        """
+        self.ids.copy_(self.prepared)
+        self._call(implementation, logits)
+        if not self.torch.equal(self.ids, ids):
+            raise OtherIdsError(f"{self.workload.name}: in a CUDA graph, {implementation} leaves other ids")
 
     def _replay(self, implementation: str) -> float:
         """Microseconds a call, by CUDA events around the replay of a graph that was launched while the GPU was busy."""
@@ -443,6 +501,17 @@ class Bench:
         end.synchronize()
         return float(start.elapsed_time(end)) * 1e3 / len(self.graph_ids)
 
+    def _replay_draw(self, implementation: str) -> float:
+        """Microseconds on the host's clock, from before the replay of the next draw's graph until its result is
+        ready."""
+        graph = self._next_of(self.draw_graphs[implementation])
+        self._prepare()
+        start = time.perf_counter_ns()
+        graph.replay()
+        self.torch.cuda.synchronize()
+        ready = time.perf_counter_ns()
+        return (ready - start) / 1e3
+
     def _profiled(self, implementation: str) -> None:
         logits = self._next_logits()
         self._prepare()
@@ -455,9 +524,14 @@ class Bench:
         self.implementations[implementation](logits, self.ids, self.workload.mask_id, workloads.THRESHOLD)
 
     def _next_logits(self) -> Tensor:
+        logits: Tensor = self._next_of(self.draws)
+        return logits
+
+    def _next_of(self, draws: Sequence[Any]) -> Any:
+        """Of the draws, or of what was made of each."""
         self.turn += 1
         turn = self.rows if self.workload.warm else self.turn
-        return self.draws[turn % len(self.draws)]
+        return draws[turn % len(draws)]
 
     def _prepare(self) -> None:
         self.ids.copy_(self.prepared)
