@@ -49,8 +49,8 @@ def _row(verdict: Verdict) -> Row:
         bandwidth = f"{operations()[verdict.workload].bytes_read / verdict.fused_us / 1e3:.0f}"
     return Row(
         *name,
-        microseconds(verdict.fused_us),
-        microseconds(verdict.beside_us),
+        three_digits(verdict.fused_us),
+        three_digits(verdict.beside_us),
         verdict.question,
         _percent(verdict.ratio) if verdict.question == "slowdown" else _times(verdict.ratio),
         bandwidth,
@@ -79,7 +79,7 @@ def _percent(ratio: Interval) -> str:
     return f"{ratio.estimate - 1:+.2%} [{low}, {high}]"
 
 
-def microseconds(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three significant digits, and thousands apart."""
     digits = max(0, 2 - math.floor(math.log10(value)))
     return f"{value:,.{digits}f}"

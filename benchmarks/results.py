@@ -202,6 +202,7 @@ class Times(Strict):
 
 INPUTS = "the inputs"  # what is absent in the place of an implementation where there was no memory for them
 Kind = Literal["wrong", "failed", "not captured"]
+GRAPH_CLOCKS = ("graph_us", "replay_us")  # on which what is "not captured" has no times
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import limits, whole, workloads
 from benchmarks.implementations import BLOCK_BY_BLOCK
-from benchmarks.report import microseconds, versions
-from benchmarks.results import KernelTable
+from benchmarks.report import three_digits, versions
+from benchmarks.results import GRAPH_CLOCKS, KernelTable
 from benchmarks.workloads import Workload
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CLOCKS = ("device_us", "graph_us", "call_us", "host_us")
+CLOCKS = ("device_us", "graph_us", "call_us", "replay_us", "host_us")
+SPEEDUP_CLOCKS = ("device_us", "call_us", "replay_us")
+BESIDE = {"reference": "reference", BLOCK_BY_BLOCK: "formula"}  # of what speedups are shown, and its title
 LOG_COLUMNS = 190  # of a log, which has no width of its own
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 # Okabe and Ito's colours without the yellow, which is faint on white, and a shape each, so that none is needed.
@@ -36,7 +38,7 @@ class Spread:
 
     def __str__(self) -> str:
         half = (self.high_us - self.low_us) / 2
-        return f"{microseconds(self.median_us)} ±{half / self.median_us:.1%}"
+        return f"{three_digits(self.median_us)} ±{half / self.median_us:.1%}"
 
 
 class Sheet:
@@ -61,6 +63,10 @@ class Sheet:
     def median_us(self, implementation: str, clock: str) -> float | None:
         spread = self.spreads.get((implementation, clock))
         return None if spread is None else spread.median_us
+
+    def speedup_clocks(self, beside: str) -> list[str]:
+        """On which there are times of `beside`: of the formula, which waits, none of replays."""
+        return [clock for clock in speedup_clocks(self.table) if self.median_us(beside, clock) is not None]
 
     def speedup(self, implementation: str, beside: str, clock: str) -> float | None:
         """How often it is done while `beside` is done once."""
@@ -90,8 +96,9 @@ def _spread(us: Sequence[float]) -> Spread:
 
 
 def speedup_clocks(table: KernelTable) -> tuple[str, ...]:
-    """The GPU's own time, which leaves out waits of the host, and what a caller sees."""
-    return ("device_us", "call_us") if table.environment.device_type == "cuda" else ("call_us",)
+    """The GPU's own time, which leaves out waits of the host, and what a caller sees, of calls and of replays: as far
+    as the table has them."""
+    return tuple(clock for clock in SPEEDUP_CLOCKS if clock in table.clock_methods)
 
 
 def print_terminal(table: KernelTable) -> None:
@@ -135,8 +142,8 @@ def _rich_table(sheet: Sheet) -> Any:
     shown = Table(title=f"{sheet.workload.name}: {read}", title_justify="left")
     shown.add_column("implementation", no_wrap=True)
     columns = [*clocks]
-    for beside in ("reference", "formula"):
-        columns.append("\n".join([f"x {beside}", ", ".join(speedup_clocks(table))]))
+    for beside, title in BESIDE.items():
+        columns.append(f"x {title}\n" + ",\n".join(sheet.speedup_clocks(beside)))
     columns.append(f"GB/s\n{sheet.floor_clocks[0]}")
     columns += [f"µs above floor\n{clock}" for clock in sheet.floor_clocks]
     for column in columns:
@@ -162,21 +169,22 @@ def _cells(sheet: Sheet, name: str, clocks: Sequence[str]) -> list[str]:
     times = []
     for clock in clocks:
         spread = sheet.spreads.get((name, clock))
-        mark = numbers.get("not captured", "") if clock == "graph_us" else ""
+        mark = numbers.get("not captured", "") if clock in GRAPH_CLOCKS else ""
         times.append(str(spread) if spread else f"-{mark}")
     speedups = [
-        ", ".join(_number(sheet.speedup(name, beside, clock), "{:.2f}x") for clock in speedup_clocks(sheet.table))
-        for beside in ("reference", BLOCK_BY_BLOCK)
+        ", ".join(_factor(sheet.speedup(name, beside, clock)) for clock in sheet.speedup_clocks(beside))
+        for beside in BESIDE
     ]
     if name in sheet.table.limits and name != limits.FLOOR:
         return times  # these read nothing
     above = [sheet.above_floor(name, clock) for clock in sheet.floor_clocks]
     distances = ["-" if one is None else f"{one[0]:+,.1f}, {one[1]:.2f}x" for one in above]
-    return [*times, *speedups, _number(sheet.gb_per_s(name), "{:,.1f}"), *distances]
+    gb_per_s = sheet.gb_per_s(name)
+    return [*times, *speedups, "-" if gb_per_s is None else f"{gb_per_s:,.1f}", *distances]
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def _factor(value: float | None) -> str:
+    return "-" if value is None else three_digits(value)
 
 
 def _footnotes(sheet: Sheet) -> Iterator[str]:

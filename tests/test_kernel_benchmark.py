@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -234,20 +235,46 @@ def test_a_block_that_fails_as_a_whole_is_taken_without_what_is_unsound_by_then(
     assert "peers.tiring: WRONG, no times: after it was timed: " in capsys.readouterr().out
     record = results.load(KernelTable, path)
     assert {one.implementation for one in record.times} >= {"fused", "reference", "peers.good"}
-    assert [one.clock for one in record.blocks] == list(CALLS[record.environment.device_type])
+    assert [one.clock for one in record.blocks] == list(measuring.TABLE_CALLS[record.environment.device_type])
 
 
-def test_whose_capture_fails_is_known():
-    class Captures:
-        implementations = dict.fromkeys(("fused", "breaking", "floor"))
+class _Captures:
+    """A bench whose graphs are those of what it is asked for, but for some."""
 
-        def begin(self, clock, core, only):
-            if only == ["breaking"]:
-                raise KeyError("again")
-            return only
+    def __init__(self, *names, failing=None, not_captured=()):
+        self.workload = parse(SMALL)
+        self.implementations = dict.fromkeys(names)
+        self.failing = failing or {}
+        self.no_more = not_captured
+        self.not_captured = {}
+        self.graphs = []
+        self.taken = []
 
+    def begin(self, clock, core, only):
+        (name,) = only
+        if name in self.failing:
+            raise self.failing[name]
+        self.not_captured = {name: "no room for it"} if name in self.no_more else {}
+        self.graphs += [] if self.not_captured else only
+        return self.graphs
+
+    def sample(self, name, calls):
+        self.taken += [float(self.graphs.index(name) + 1)] * calls
+        return []
+
+    def end(self):
+        return self.taken
+
+    def abandon(self):
+        self.graphs.clear()
+        self.taken.clear()
+
+
+@pytest.mark.parametrize("clock", results.GRAPH_CLOCKS)
+def test_whose_capture_fails_is_known(clock):
+    bench = _Captures("fused", "breaking", "floor", failing={"breaking": KeyError("again")})
     with pytest.raises(measuring._TurnError) as failed:
-        measuring._Table("cuda", None, None, (), True, 0)._begin(Captures(), "graph_us")
+        measuring._Table("cuda", None, None, (), True, 0)._begin(bench, clock)
     assert (failed.value.name, str(failed.value.error)) == ("breaking", "'again'")
 
 
@@ -427,6 +454,70 @@ def test_what_no_graph_can_hold_is_named_with_the_reason():
     ]
 
 
+def test_a_table_has_a_clock_more_than_a_run():
+    runs, tables = CALLS["cuda"], measuring.TABLE_CALLS["cuda"]
+    assert list(tables) == [*runs, "replay_us"]
+    assert set(tables) == set(table.CLOCKS) - {"host_us"}, "which is read with call_us"
+    assert set(measuring.TABLE_CLOCK_METHODS["cuda"]) == set(table.CLOCKS)
+    assert "CUDA graph of one call" in measuring.TABLE_CLOCK_METHODS["cuda"]["replay_us"]
+    assert measuring.TABLE_CALLS["cpu"] == CALLS["cpu"]
+
+
+def test_what_a_graph_can_hold_is_replayed_on_both_clocks_of_graphs(monkeypatch):
+    """And all but it is told once, and called on the others."""
+    bench, kept, taken = _OnAGpu(), measuring._Table("cuda", None, None, (), True, 0), []
+    bench.draws = [torch.zeros(1)]
+    bench.implementations = dict.fromkeys(("fused", "reference", "waits"))
+    monkeypatch.setattr(kept, "_is_sound", lambda *_: True)
+    monkeypatch.setattr(kept, "_warm_up", lambda _: None)
+    monkeypatch.setattr(kept, "_drop_unsound", lambda _: False)
+    monkeypatch.setattr(kept, "_fastest_reader", lambda _: None)
+    monkeypatch.setattr(limits, "others", lambda _: dict.fromkeys((limits.EMPTY_KERNEL, limits.PLAIN_CALL)))
+
+    def block(bench, clock, _):
+        taken.append((clock, list(bench.implementations)))
+        if clock == "graph_us":
+            kept._drop(bench, "reference", "failed", "no more", when="")
+
+    monkeypatch.setattr(kept, "_block", block)
+    kept._take_turns(bench)
+    bounds = [limits.FLOOR, limits.EMPTY_KERNEL, limits.PLAIN_CALL]
+    assert taken == [
+        ("device_us", ["fused", "reference", "waits", *bounds]),
+        ("call_us", ["fused", "reference", "waits", *bounds]),
+        ("graph_us", ["fused", "reference", *bounds]),
+        ("replay_us", ["fused", *bounds]),
+    ]
+    assert [one.kind for one in kept.absences if one.implementation == "waits"] == ["not captured"]
+
+
+def test_replays_are_kept_under_their_clock_of_all_that_was_captured():
+    """And what was captured before and has no graph of every draw is told, and timed on the others."""
+    bench = _Captures("fused", "peer", limits.FLOOR, not_captured=("peer",))
+    kept = measuring._Table("cuda", None, None, (), True, 0)
+    kept.timed = dict(bench.implementations)
+    kept._block(bench, "replay_us", random.Random(0))
+    turns = measuring.TURNS_A_BLOCK["replay_us"]
+    assert sorted((one.implementation, one.clock, one.us) for one in kept.times) == [
+        ("floor", "replay_us", (2.0,) * turns),
+        ("fused", "replay_us", (1.0,) * turns),
+    ]
+    assert kept.absences == [Absence(SMALL, "peer", "not captured", "no room for it")]
+    assert list(kept.timed) == ["fused", "peer", limits.FLOOR]
+
+
+def test_a_graph_of_a_draw_that_leaves_other_ids_is_wrong_and_costs_no_other_its_times(monkeypatch):
+    monkeypatch.setattr(measuring, "_expect_gpu", lambda *_: None)
+    bench = _Captures("fused", "peer", failing={"peer": OtherIdsError("in a CUDA graph, peer leaves other ids")})
+    kept = measuring._Table("cuda", None, None, (), True, 0)
+    kept.timed = dict(bench.implementations)
+    kept.times = [Times(SMALL, name, "call_us", (1.0,), True) for name in bench.implementations]
+    kept._block(bench, "replay_us", random.Random(0))
+    assert [(one.implementation, one.clock) for one in kept.times] == [("fused", "call_us"), ("fused", "replay_us")]
+    assert [(one.implementation, one.kind) for one in kept.absences] == [("peer", "wrong")]
+    assert list(kept.timed) == ["fused"]
+
+
 @pytest.mark.parametrize(
     ("calm", "kept_us", "quiet"),
     [
@@ -448,15 +539,19 @@ def test_calls_that_waited_for_a_processor_do_not_count(calm, kept_us, quiet):
 # Table and picture
 
 
+# Of the device's time.
+SHARES = {"device_us": 1.0, "graph_us": 0.5, "call_us": 3.0, "replay_us": 1.5, "host_us": 2.0}
+
+
 def gpu_table(**changes):
     """Fused at twice the floor's time cold, three times warm; the formula is not captured."""
     us = {"fused": 10.0, "reference": 100.0, BLOCK_BY_BLOCK: 200.0, limits.FLOOR: 5.0, limits.EMPTY_KERNEL: 1.0}
     times = [
         Times(workload, name, clock, (value * 0.9, value, value, value, value * 1.1), True)
         for workload in (COLD, WARM)
-        for clock, share in (("device_us", 1.0), ("graph_us", 0.5), ("call_us", 3.0), ("host_us", 2.0))
+        for clock, share in SHARES.items()
         for name, value in ((n, v * share * (1.5 if (n, workload) == ("fused", WARM) else 1.0)) for n, v in us.items())
-        if (name, clock) != (BLOCK_BY_BLOCK, "graph_us")
+        if name != BLOCK_BY_BLOCK or clock not in results.GRAPH_CLOCKS
     ]
     reason = "its call waits for the GPU (cudaStreamSynchronize)"
     throttled = GpuState(1200, 2600, 90, 690.0, ("power cap",), 0)
@@ -490,6 +585,8 @@ def test_speedups_and_bandwidth():
     sheet = table.Sheet(gpu_table(), COLD)
     assert sheet.speedup("fused", "reference", "device_us") == pytest.approx(10)
     assert sheet.speedup("fused", BLOCK_BY_BLOCK, "call_us") == pytest.approx(20)
+    assert sheet.speedup("fused", "reference", "replay_us") == pytest.approx(10)
+    assert sheet.speedup("fused", BLOCK_BY_BLOCK, "replay_us") is None
     assert sheet.gb_per_s("fused") == pytest.approx(32 * 157184 * 2 / 10e-6 / 1e9)
 
 
@@ -502,8 +599,30 @@ def test_the_table_tells_what_is_missing_and_why(tmp_path, capsys):
     assert "call_us: the GPU was throttled: power cap; do not rely on these" in printed
     (fused, _) = [line for line in printed.splitlines() if line.startswith("│ fused")]
     assert [cell.strip() for cell in fused.strip("│").split("│")] == [
-        "fused", "10.0 ±0.0%", "5.00 ±0.0%", "30.0 ±0.0%", "20.0 ±0.0%", "10.00x, 10.00x", "20.00x, 20.00x", "1,006.0",
-        "+5.0, 2.00x", "+2.5, 2.00x",
+        "fused", "10.0 ±0.0%", "5.00 ±0.0%", "30.0 ±0.0%", "15.0 ±0.0%", "20.0 ±0.0%", "10.0, 10.0, 10.0", "20.0, 20.0",
+        "1,006.0", "+5.0, 2.00x", "+2.5, 2.00x",
+    ]  # fmt: skip
+    (formula, _) = [line for line in printed.splitlines() if line.startswith(f"│ {BLOCK_BY_BLOCK}")]
+    assert [cell.strip() for cell in formula.strip("│").split("│")] == [
+        BLOCK_BY_BLOCK, "200 ±0.0%", "-¹", "600 ±0.0%", "-¹", "400 ±0.0%", "0.500, 0.500, -", "1.00, 1.00", "50.3",
+        "+195.0, 40.00x", "-",
+    ]  # fmt: skip
+    assert max(len(line) for line in printed.splitlines() if line.startswith("│")) <= 180
+
+
+def test_a_record_from_before_there_were_replays_is_shown_without(tmp_path, capsys):
+    new = gpu_table()
+    old = gpu_table(
+        clock_methods={clock: how for clock, how in new.clock_methods.items() if clock != "replay_us"},
+        times=tuple(one for one in new.times if one.clock != "replay_us"),
+    )
+    results.save(old, tmp_path / "table.json")
+    assert cli.main(["--show", str(tmp_path / "table.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "replay_us" not in printed
+    (fused, _) = [line for line in printed.splitlines() if line.startswith("│ fused")]
+    assert [cell.strip() for cell in fused.strip("│").split("│")][3:7] == [
+        "30.0 ±0.0%", "20.0 ±0.0%", "10.0, 10.0", "20.0, 20.0",
     ]  # fmt: skip
 
 

@@ -127,7 +127,7 @@ def test_page_escapes_what_it_shows(passing):
     ("value", "text"), [(6.789, "6.79"), (67.89, "67.9"), (678.9, "679"), (67890.0, "67,890"), (0.6789, "0.679")]
 )
 def test_three_digits(value, text):
-    assert report.microseconds(value) == text
+    assert report.three_digits(value) == text
 
 
 def test_bars_lie_on_the_axis(passing, failing):

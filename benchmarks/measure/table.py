@@ -30,10 +30,22 @@ from benchmarks.measure import (
     command,
     machine,
 )
-from benchmarks.measure.bench import Bench, OtherIdsError, start
-from benchmarks.results import INPUTS, Absence, Block, Environment, KernelTable, Kind, Times
+from benchmarks.measure.bench import MOST_GRAPHS, Bench, OtherIdsError, start
+from benchmarks.results import GRAPH_CLOCKS, INPUTS, Absence, Block, Environment, KernelTable, Kind, Times
 
-TURNS_A_BLOCK = {"device_us": 80, "call_us": 75, "graph_us": 20}
+# A table's clocks are a run's and one more: an engine that replays the step as a CUDA graph saves an implementation of
+# many launches most of what they cost the host.
+TABLE_CALLS = {**CALLS, "cuda": {**CALLS["cuda"], "replay_us": 1}}
+TABLE_CLOCK_METHODS = {
+    **CLOCK_METHODS,
+    "cuda": {
+        **CLOCK_METHODS["cuda"],
+        "replay_us": "host clock from an idle GPU, from before the replay of a CUDA graph of one call until the result "
+        f"is ready; ids restored outside of the sample; a graph for each draw of logits, {MOST_GRAPHS} at most; rows "
+        "of replays as of device_us",
+    },
+}
+TURNS_A_BLOCK = {"device_us": 80, "call_us": 75, "graph_us": 20, "replay_us": 75}
 MAX_SECONDS = 3.0  # of a block, after which no further turn is started
 SEARCH_SAMPLES = 5  # of each way to read the logits
 # What an implementation may end with: it may be a stranger's, whose code raises anything or leaves, and what was
@@ -87,7 +99,7 @@ def measure_table(
                 implementations=tuple(table.implementations),
                 peers={peer.name: peer.sha256 for peer in peers if peer.sha256},
                 limits=(limits.FLOOR, *table.limits),
-                clock_methods=CLOCK_METHODS[environment.device_type],
+                clock_methods=TABLE_CLOCK_METHODS[environment.device_type],
                 floor_searches=dict(table.floor_searches),
                 times=tuple(table.times),
                 absences=(*table.absences, *unreached),
@@ -130,7 +142,7 @@ class _Table:
         checked: bool,
         seed: int,
     ) -> None:
-        self.clocks = CALLS[device_type]
+        self.clocks = TABLE_CALLS[device_type]
         self.gpu = gpu
         self.core = core
         self.peers = peers
@@ -175,8 +187,10 @@ class _Table:
         self.timed = {**sound, limits.FLOOR: self._fastest_reader(bench), **bounds}
         self._warm_up(bench)
         rng = random.Random(f"{self.seed} {bench.workload.name}")
+        bench.implementations = self.timed
         for clock in self.clocks:
-            bench.implementations = self._capturable(bench, self.timed) if clock == "graph_us" else self.timed
+            if clock == "graph_us":  # and for replay_us after it
+                bench.implementations = self._capturable(bench, self.timed)
             self._block(bench, clock, rng)
         self._drop_unsound(bench)
 
@@ -265,7 +279,8 @@ class _Table:
             except _TurnError as failed:
                 _expect_gpu(bench, failed.name, failed.error)
                 bench.abandon()
-                self._drop(bench, failed.name, "failed", failed.error, when="while it was timed: ")
+                kind: Kind = "wrong" if isinstance(failed.error, OtherIdsError) else "failed"
+                self._drop(bench, failed.name, kind, failed.error, when="while it was timed: ")
             except RuntimeError:  # CUPTI's, too, where calls have stopped to do anything
                 bench.abandon()
                 if not self._drop_unsound(bench):
@@ -300,14 +315,17 @@ class _Table:
             self._keep(name, "host_us", order, [host_us for _, host_us, *_ in replies], calm)
 
     def _begin(self, bench: Bench, clock: str) -> list[str]:
-        if clock != "graph_us":
+        if clock not in GRAPH_CLOCKS:
             return bench.begin(clock, self.core)
         ready = []
-        for name in bench.implementations:  # one by one, to know whose capture fails
+        for name in list(bench.implementations):  # one by one, to know whose capture fails
             try:
                 ready = bench.begin(clock, self.core, [name])
             except FAILURES as error:
                 raise _TurnError(name, error) from error
+            if name not in ready:  # though it was captured before: there may be no memory for more graphs
+                del bench.implementations[name]
+                self._absent(bench.workload.name, name, "not captured", bench.not_captured[name])
         return ready
 
     def _keep(
