@@ -234,7 +234,7 @@ def post_process_kernel(
         row_start = (block * stride_logits_b + position * stride_logits_l) * ALIGNMENT
         share_maximum, share_sum, share_best, share_token = read_share(
             logits_ptr + row_start, first, tiles, early, EARLY and not dealt, V,
-            exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, ALIGNED, THREADS, WIDTH, VECTORS,
+            exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, ALIGNED, THREADS, WIDTH, VECTORS, EARLY,
         )  # fmt: skip
         # Neither is zero: a maximum of 0.0 has a sum of at least 1.
         tl.atomic_xchg(results_ptr + program, _word(share_maximum, share_sum), sem="relaxed")

@@ -316,7 +316,7 @@ def count_whole_tiles(logits, ALIGNED: tl.constexpr, WIDTH: tl.constexpr, TILE: 
 @triton.jit
 def read_share(
     row_ptr, first, tiles, early, is_first_tile, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED: tl.constexpr,
-    ALIGNED: tl.constexpr, THREADS: tl.constexpr, WIDTH: tl.constexpr, VECTORS: tl.constexpr,
+    ALIGNED: tl.constexpr, THREADS: tl.constexpr, WIDTH: tl.constexpr, VECTORS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Maximum and sum of exponentials of one share of a row, and its best candidate's logit and id.
 
@@ -324,6 +324,11 @@ def read_share(
     """
     TILE: tl.constexpr = THREADS * WIDTH * VECTORS
     dtype: tl.constexpr = row_ptr.dtype.element_ty
+    # The next tile is asked for before a tile is worked on, but in a loop of one block of instructions ptxas asks for it
+    # late, when the registers of the tile before are free. After a branch it comes first, for eight moves a tile. Two
+    # tiles in one block take none, and are faster where shares have few tiles. With ids excluded neither has registers.
+    BRANCHES: tl.constexpr = dtype == tl.float32 or not (EXCLUDED or (EARLY and ALIGNED))
+    UNROLLED: tl.constexpr = not BRANCHES and not EXCLUDED
     maximum = tl.full((THREADS,), LOWEST, tl.float32)
     shift = maximum * LOG2E
     exp_sum = tl.zeros((THREADS,), tl.float32)
@@ -336,10 +341,13 @@ def read_share(
     ahead = early
     if not is_first_tile:
         ahead = load_tile(row_ptr, first, whole_tiles > 0, ALIGNED, THREADS, WIDTH, VECTORS)
-    for tile in tl.range(0, whole_tiles):
+    for tile in tl.range(0, whole_tiles, loop_unroll_factor=2 if UNROLLED else 1):
         words = ahead
         start = first + (tile + 1) * TILE
-        ahead = load_tile(row_ptr, start, tile + 1 < whole_tiles, ALIGNED, THREADS, WIDTH, VECTORS)
+        if not BRANCHES:
+            ahead = load_tile(row_ptr, start, tile + 1 < whole_tiles, ALIGNED, THREADS, WIDTH, VECTORS)
+        elif tile + 1 < whole_tiles:
+            ahead = load_tile(row_ptr, start, True, ALIGNED, THREADS, WIDTH, VECTORS)
         maximum, shift, exp_sum, error, best, best_tile, best_words = _fold_tile(
             words, first, tile, maximum, shift, exp_sum, error, best, best_tile, best_words, V,
             exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, dtype, THREADS, WIDTH, VECTORS,
@@ -356,7 +364,11 @@ def read_share(
     logits = _float32(best_words, dtype)
     offset = tl.min(tl.where(logits == best[:, None], _offsets(THREADS, WIDTH, VECTORS)[None, :], TILE), 1)
     column = first + best_tile * TILE + tl.arange(0, THREADS) * WIDTH + offset
-    key = tl.max(key_of(best, column), 0)
+    # Of each warp first, where a maximum and a minimum of 32 bits are one instruction each (redux).
+    ordered = tl.reshape(_ordered(best), (THREADS // 32, 32))
+    top = tl.max(ordered, 1)
+    columns = tl.where(ordered == top[:, None], tl.reshape(column, (THREADS // 32, 32)), NO_TOKEN)
+    key = tl.max((top.to(tl.int64) << 32) | (0x7FFFFFFF - tl.min(columns, 1)).to(tl.int64), 0)
     share_best = value_of(key)
     share_token = index_of(key)
     share_maximum = tl.max(maximum, 0) if EXCLUDED else tl.maximum(share_best, LOWEST)
