@@ -94,7 +94,7 @@ def _before_the_launch(statement: str) -> Edit:
 
 _READ = """        share_maximum, share_sum, share_best, share_token = read_share(
             logits_ptr + row_start, first, tiles, early, EARLY and not dealt, V,
-            exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, ALIGNED, THREADS, WIDTH, VECTORS,
+            exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, ALIGNED, THREADS, WIDTH, VECTORS, EARLY,
         )  # fmt: skip
 """
 _OPEN = "    if reads:\n        row_start"

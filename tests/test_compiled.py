@@ -159,7 +159,7 @@ SPILLING = {
     **{
         (arch, f"float32, {variant}"): 2
         for arch in ("sm_90", "sm_100")
-        for variant in ("rows on 16 bytes, all options", "edits, no other options", "edits, all options")
+        for variant in ("rows on 16 bytes, all options", "edits, all options")
     },
     ("sm_90", "bfloat16, blocks of 128, few rows, all options"): 3,
     # What the last program keeps from 256 positions to the next; the others have left by then.
@@ -185,9 +185,23 @@ def test_nothing_else_spills():
 def test_no_loop_over_tiles_spills(arch, variant):
     sass = compiled(arch, variant)["sass"]
     assert _spilled(sass)
-    over_tiles = [loop for loop in _loops(sass) if any(re.search(r"LDG\.E\S*\.128", line) for line in loop)]
+    over_tiles = [loop for loop in _loops(sass) if _wide_loads(loop)]
     assert over_tiles
     assert [line for loop in over_tiles for line in _spilled(loop)] == []
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [PLAIN, "float32, rows on 16 bytes, no options", "bfloat16, many rows, no options"],
+)
+def test_the_next_tile_is_asked_for_early_in_the_loop(variant):
+    """Where ptxas leaves it to itself, at 70 to 80 % of the loop: 1.7 % more time at 128 blocks on an H200."""
+    loop = next(loop for loop in _loops(compiled("sm_90", variant)["sass"]) if _wide_loads(loop))
+    assert _wide_loads(loop)[0] < 0.4 * len(loop)
+
+
+def _wide_loads(sass: list[str]) -> list[int]:
+    return [n for n, line in enumerate(sass) if re.search(r"LDG\.E\S*\.128", line)]
 
 
 def _loops(sass: list[str]) -> Iterator[list[str]]:
@@ -234,7 +248,7 @@ def test_the_figures_are_those_of_the_machine_code():
     assert code["warps"] == 8
     assert code["instructions"] == len(aligned["sass"])
     assert code["barriers"] == sum(" BAR." in f" {line}" for line in aligned["sass"])
-    assert unaligned["code"]["loads_16_bytes"] >= code["loads_16_bytes"]
+    assert unaligned["code"]["loads_16_bytes"] >= code["loads_16_bytes"] - 2  # of one tile: two in the other's loop
     assert unaligned["code"]["loads_narrow"] >= 32
 
 
@@ -270,17 +284,22 @@ def test_shared_memory_keeps_blocks_from_a_processor(arch, shared_bytes, blocks)
 
 # What is planted, in which variant it shows, and what the fault says.
 SHORT = "bfloat16, rows on 16 bytes, no options"
-ONE_TILE_AHEAD = """    for tile in tl.range(0, whole_tiles):
+ONE_TILE_AHEAD = """    for tile in tl.range(0, whole_tiles, loop_unroll_factor=2 if UNROLLED else 1):
         words = ahead
         start = first + (tile + 1) * TILE
-        ahead = load_tile(row_ptr, start, tile + 1 < whole_tiles, ALIGNED, THREADS, WIDTH, VECTORS)
+        if not BRANCHES:
+            ahead = load_tile(row_ptr, start, tile + 1 < whole_tiles, ALIGNED, THREADS, WIDTH, VECTORS)
+        elif tile + 1 < whole_tiles:
+            ahead = load_tile(row_ptr, start, True, ALIGNED, THREADS, WIDTH, VECTORS)
 """
-TWO_TILES_AHEAD = """    later = load_tile(row_ptr, first + TILE, 1 < whole_tiles, ALIGNED, THREADS, WIDTH, VECTORS)
+TWO_TILES_AHEAD = """    later = ahead
+    if whole_tiles > 1:
+        later = load_tile(row_ptr, first + TILE, True, ALIGNED, THREADS, WIDTH, VECTORS)
     for tile in tl.range(0, whole_tiles):
         words = ahead
         ahead = later
-        start = first + (tile + 2) * TILE
-        later = load_tile(row_ptr, start, tile + 2 < whole_tiles, ALIGNED, THREADS, WIDTH, VECTORS)
+        if tile + 2 < whole_tiles:
+            later = load_tile(row_ptr, first + (tile + 2) * TILE, True, ALIGNED, THREADS, WIDTH, VECTORS)
 """
 PLANTED = {
     "a spill": ("num_warps=plan.warps,", "num_warps=plan.warps, maxnreg=32,", SHORT, "registers spill"),
@@ -292,11 +311,11 @@ PLANTED = {
         "tl.debug_barrier()  # another thread may have", "#", LONG, "a barrier is gone: barriers of its own 3 to 2",
     ),
     "registers across a step": (
-        ONE_TILE_AHEAD, TWO_TILES_AHEAD, SHORT, "registers 48 to 64, so 32 warps fit on a processor instead of 40",
+        ONE_TILE_AHEAD, TWO_TILES_AHEAD, SHORT, "registers 56 to 72, so 24 warps fit on a processor instead of 32",
     ),
     "fewer warps": (
-        "=8, vectors=2, early=True", "=16, vectors=2, early=True", SHORT,
-        "warps a block 8 to 16, bytes of shared memory 256 to 512, so 32 warps fit on a processor instead of 40",
+        "=4, vectors=2, early=False", "=16, vectors=2, early=False", "bfloat16, many rows, no options",
+        "warps a block 4 to 16, bytes of shared memory 256 to 512, so 16 warps fit on a processor instead of 36",
     ),
 }  # fmt: skip
 

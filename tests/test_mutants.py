@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.mutants import MUTANTS, Edit, Mutant
+from benchmarks.mutants import KERNEL, MUTANTS, Edit, Mutant
 from benchmarks.workloads import WORKLOADS
 
+COMPILE = Path(__file__).with_name("compile_kernel.py")
 TRY = """
 import torch
 from dllm_kernels import dllm_post_process_fused, dllm_post_process_reference
@@ -35,11 +38,21 @@ def test_it_applies_and_finds_the_same(tmp_path, name):
     for path in tmp_path.rglob("*.py"):
         compile(path.read_text(), str(path), "exec")
     if mutant.device_type == "cuda" and not torch.cuda.is_available():
-        return  # the kernel's own text is not run without a GPU
+        if any(edit.file == KERNEL for edit in mutant.edits):
+            _compile_for_a_gpu(tmp_path)
+        return  # nor run without one
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{TRY}"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(str(tmp_path))
+
+
+def _compile_for_a_gpu(package):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(package), str(COMPILE.parent.parent)])
+    command = [sys.executable, str(COMPILE), "sm_90", "bfloat16, rows on 16 bytes, no options"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_package_that_has_changed_is_an_error(tmp_path):

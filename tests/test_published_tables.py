@@ -23,6 +23,8 @@ TIMES = {
     "fused, in a graph": ("fused", "graph_us"),
     "floor, in a graph": ("floor", "graph_us"),
     "fused, call to result": ("fused", "call_us"),
+    "fused, replayed": ("fused", "replay_us"),
+    "empty kernel, replayed": ("empty kernel", "replay_us"),
 }
 PEERS = {  # by their names in the records; of files that were brought along, by that of the function
     "x reference": ("reference",),
@@ -32,6 +34,7 @@ PEERS = {  # by their names in the records; of files that were brought along, by
     "x vLLM plug-in": ("vllm_plugin",),
     "x SGLang": ("sglang_low_confidence",),
 }
+STRONGEST = {"x strongest peer": "call_us", "x strongest peer, replayed": "replay_us"}
 
 
 def _cells(line: str) -> list[str]:
@@ -67,8 +70,8 @@ def _measured(sheet: Sheet, heads: list[str], column: int) -> float | None:
     head = heads[column]
     if head in TIMES:
         return sheet.median_us(*TIMES[head])
-    if head == "x strongest peer":
-        found = [_speedup(sheet, peer, "call_us") for peer in PEERS]
+    if head in STRONGEST:
+        found = [_speedup(sheet, peer, STRONGEST[head]) for peer in PEERS]
         return min(factor for factor in found if factor is not None)
     if head == "x `add_`, host":
         return sheet.speedup("x.add_(1)", "fused", "host_us")

@@ -325,11 +325,12 @@ def read_share(
     TILE: tl.constexpr = THREADS * WIDTH * VECTORS
     dtype: tl.constexpr = row_ptr.dtype.element_ty
     # The next tile is asked for before a tile is worked on, but in a loop of one block of instructions ptxas does so
-    # late, when the registers of the tile before are free. After a branch it comes first, for eight moves a tile. Two
-    # tiles in one block take none, and are faster where shares of 16 bits have few tiles. Many rows of float32 take 1 %
-    # longer with a branch; with ids excluded, there are no registers for 16 bits. Few rows are those read early.
-    BRANCHES: tl.constexpr = EARLY if dtype == tl.float32 else not (EXCLUDED or (EARLY and ALIGNED))
-    UNROLLED: tl.constexpr = EARLY and ALIGNED and not (BRANCHES or EXCLUDED)
+    # late, when the registers of the tile before are free (docs/kernel.md). After a branch it comes first, for eight
+    # moves a tile. Two tiles in one block take no moves, but 56 registers instead of 48 (sm_90), and are faster where
+    # shares have few tiles: rows of 16 bits that are read early. Many rows of float32 take 1 % longer with a branch,
+    # and 16 bits with ids excluded more than the 64 registers that fit: they are left as they are.
+    UNROLLED: tl.constexpr = EARLY and ALIGNED and not EXCLUDED and dtype != tl.float32
+    BRANCHES: tl.constexpr = EARLY if dtype == tl.float32 else not (EXCLUDED or UNROLLED)
     maximum = tl.full((THREADS,), LOWEST, tl.float32)
     shift = maximum * LOG2E
     exp_sum = tl.zeros((THREADS,), tl.float32)
