@@ -288,14 +288,18 @@ class AcceptedSlowdown(Strict):
     workload: str
     clock: str
     base: Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")]  # commit, or its first seven digits or more
-    slowdown: float  # up to which it is accepted: 0.04 is 4 %
+    slowdown: float  # up to which it is accepted: 0.04 is 4 %; on the clock "count" so many launches or others more
     reason: str
     expires: str  # ISO 8601 date, the last day that it counts
 
     def __post_init__(self) -> None:
         datetime.date.fromisoformat(self.expires)
-        if not self.reason.strip() or not 0 < self.slowdown < 1:
-            raise ValueError("expected a reason, and a slowdown between 0 and 1")
+        is_size = self.slowdown in range(1, 100) if self.clock == "count" else 0 < self.slowdown < 1
+        if not self.reason.strip() or not is_size:
+            raise ValueError("expected a reason, and a slowdown between 0 and 1, or of counts from 1 to 99")
+
+    def __str__(self) -> str:
+        return f"{self.slowdown:.0f} more a call" if self.clock == "count" else f"{self.slowdown:.1%}"
 
 
 @dataclass(frozen=True)

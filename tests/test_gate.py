@@ -489,6 +489,27 @@ def test_an_accepted_slowdown_lowers_what_the_baseline_asks_beside_that_base():
     assert speedup(elsewhere).status is Status.REGRESSION
 
 
+@pytest.mark.parametrize(
+    ("launches", "base", "status"),
+    [(2, "d" * 7, Status.PASS), (3, "d" * 7, Status.REGRESSION), (2, "e" * 7, Status.REGRESSION)],
+)
+def test_a_launch_more_is_accepted_as_a_slowdown_is(launches, base, status):
+    one = {"launches": 1, "synchronizations": 0, "allocations": 0}
+    run = make_compared()
+    run = dataclasses.replace(run, counts={"head": {NAME: {**one, "launches": launches}}, "base": {NAME: one}})
+    judgement = judge_(run, POLICY, None, accepted=(AcceptedSlowdown(NAME, "count", base, 1, "split", "2027-01-01"),))
+    (verdict,) = [verdict for verdict in judgement.verdicts if verdict.clock == "count"]
+    assert verdict.status is status
+    assert f"{launches} launches a call; base 1" in verdict.reason
+    assert "split" in verdict.reason
+
+
+@pytest.mark.parametrize(("clock", "slowdown"), [("count", 0.5), ("count", 0), ("device_us", 1)])
+def test_an_accepted_slowdown_is_a_share_and_of_counts_a_number(clock, slowdown):
+    with pytest.raises(ValueError, match="a slowdown between 0 and 1, or of counts from 1 to 99"):
+        AcceptedSlowdown(NAME, clock, "d" * 7, slowdown, "split", "2027-01-01")
+
+
 def test_an_accepted_slowdown_is_found_among_those_of_other_bases_and_times():
     def accepted(base, expires):
         return AcceptedSlowdown(NAME, "device_us", base, 0.06, "exact sums", expires)
