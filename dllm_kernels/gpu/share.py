@@ -71,7 +71,12 @@ def _ordered(values):
 @triton.jit
 def key_of(values, index):
     """Of all such keys the largest is that of the largest value, and of its lowest index."""
-    return (_ordered(values).to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
+    return _key_of_ordered(_ordered(values), index)
+
+
+@triton.jit
+def _key_of_ordered(ordered, index):
+    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
 
 
 @triton.jit
@@ -328,7 +333,7 @@ def read_share(
     # late, when the registers of the tile before are free (docs/kernel.md). After a branch it comes first, for eight
     # moves a tile. Two tiles in one block take no moves, but 56 registers instead of 48 (sm_90), and are faster where
     # shares have few tiles: rows of 16 bits that are read early. Many rows of float32 take 1 % longer with a branch,
-    # and 16 bits with ids excluded more than the 64 registers that fit: they are left as they are.
+    # and 16 bits with ids excluded spill or take up to 104 registers, of which 64 fit: both are left to ptxas.
     UNROLLED: tl.constexpr = EARLY and ALIGNED and not EXCLUDED and dtype != tl.float32
     BRANCHES: tl.constexpr = EARLY if dtype == tl.float32 else not (EXCLUDED or UNROLLED)
     maximum = tl.full((THREADS,), LOWEST, tl.float32)
@@ -370,7 +375,7 @@ def read_share(
     ordered = tl.reshape(_ordered(best), (THREADS // 32, 32))
     top = tl.max(ordered, 1)
     columns = tl.where(ordered == top[:, None], tl.reshape(column, (THREADS // 32, 32)), NO_TOKEN)
-    key = tl.max((top.to(tl.int64) << 32) | (0x7FFFFFFF - tl.min(columns, 1)).to(tl.int64), 0)
+    key = tl.max(_key_of_ordered(top, tl.min(columns, 1)), 0)
     share_best = value_of(key)
     share_token = index_of(key)
     share_maximum = tl.max(maximum, 0) if EXCLUDED else tl.maximum(share_best, LOWEST)
