@@ -398,7 +398,8 @@ def _case(run: results.Run, options: argparse.Namespace, asked: Sequence[str] | 
     _expect_slowdown_of_a_gpu(run.environment.device_type == "cuda", run.base is not None)
     case = dataclasses.replace(case, policy=_policy(options))
     if case.noise is not None:
-        processes = Counter(workload for workload, _ in {(check.workload, check.process) for check in run.checks})
+        on_the_device = {(check.workload, check.process) for check in run.checks if check.covers("device_us")}
+        processes = Counter(workload for workload, _ in on_the_device)
         policy.refuse_what_noise_forbids(processes, case.policy, case.noise)
     return case
 

@@ -81,9 +81,12 @@ class Judgement:
         """The worst of the verdicts; without any, a doubt."""
         return worst([verdict.status for verdict in self.verdicts])
 
-    def doubtful(self) -> list[str]:
-        """Workloads that more samples may decide."""
-        return list(dict.fromkeys(verdict.workload for verdict in self.doubts()))
+    def doubtful(self) -> dict[str, set[str]]:
+        """Workloads that more samples may decide, and on which clocks."""
+        found: dict[str, set[str]] = {}
+        for verdict in self.doubts():
+            found.setdefault(verdict.workload, set()).add(verdict.clock)
+        return found
 
     def doubts(self) -> list[Verdict]:
         """What more samples may decide. A workload that is accused is not looked at again: it would be judged anew."""
@@ -230,7 +233,7 @@ class _Judge:
         dropped = [b.fault for b in self.run.blocks if (b.workload, b.clock) == (workload, clock) and b.fault]
         if not series:
             return doubt(dropped[-1] if dropped else f"no samples beside {beside}")
-        checked = {check.process for check in self.run.checks if check.workload == workload}
+        checked = {check.process for check in self.run.checks if check.workload == workload and check.covers(clock)}
         timed = {one.process for one in series}
         if not timed <= checked:
             return doubt("timed without a check of its results")

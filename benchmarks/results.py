@@ -133,6 +133,11 @@ class Check(Strict):
     passed: bool
     detail: str
     base_alone: bool = False  # of a comparison: what is wrong is base's result, and head's is right
+    clocks: tuple[str, ...] | None = None  # that the process was to measure; None: all
+
+    def covers(self, clock: str) -> bool:
+        """Whether the process was to measure on that clock."""
+        return self.clocks is None or clock in self.clocks
 
 
 @dataclass(frozen=True)

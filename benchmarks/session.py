@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,7 +54,8 @@ def judged(
     """Measure until `judge` has decided everything, or there is no further look; the run, the judgement, and how many
     looks it took.
 
-    What is in doubt is measured in further processes. `keep` is given the run whenever it has grown.
+    What is in doubt is measured in further processes, on the clocks in doubt. `keep` is given the run whenever it has
+    grown.
     """
     policy = Policy()
     run = measured(chosen, title=title, head=head, base=base, skipped=skipped, processes=processes, seed=seed)
@@ -65,25 +65,36 @@ def judged(
     for look, at_once in enumerate(MORE_PROCESSES[device_type][: policy.looks - 1], start=2):
         if not judgement.doubtful():
             return run, judgement, look - 1
-        doubtful, _ = workloads.select(judgement.doubtful(), gpu=True)
+        clocks = judgement.doubtful()
         ends = _last_processes(policy, run, judgement) if look == policy.looks else {}
-        while doubtful:
+        while clocks:
             more = measured(
-                doubtful, title="In doubt, measuring more", head=head, base=base, processes=at_once, seed=seed,
-                first_process=1 + max(check.process for check in run.checks),
+                workloads.select(list(clocks), gpu=True)[0], title="In doubt, measuring more", head=head, base=base,
+                processes=at_once, seed=seed, first_process=1 + max(check.process for check in run.checks),
+                clocks=clocks,
             )  # fmt: skip
             run = run.with_more(more)
             keep(run)
-            taken = Counter(check.workload for check in run.checks)
-            doubtful = [one for one in doubtful if taken[one.name] < ends.get(one.name, 0)]
+            clocks = _of_further_rounds(run, ends)
         judgement = judge(run)
     return run, judgement, policy.looks
 
 
-def _last_processes(policy: Policy, run: results.Run, judgement: gate.Judgement) -> dict[str, int]:
-    """In how many processes the workloads have been measured, whose slowdown is in doubt, when the last look ends."""
+def _of_further_rounds(run: results.Run, ends: dict[tuple[str, str], int]) -> dict[str, set[str]]:
+    """Workloads, and of them the clocks, that have been measured in fewer processes than when the last look ends."""
+    found: dict[str, set[str]] = {}
+    for (workload, clock), end in ends.items():
+        taken = {check.process for check in run.checks if check.workload == workload and check.covers(clock)}
+        if len(taken) < end:
+            found.setdefault(workload, set()).add(clock)
+    return found
+
+
+def _last_processes(policy: Policy, run: results.Run, judgement: gate.Judgement) -> dict[tuple[str, str], int]:
+    """By workload and clock whose slowdown is in doubt, in how many processes they have been measured when the last
+    look ends."""
     known = noise_of(run.environment.device)
-    found: dict[str, int] = {}
+    found: dict[tuple[str, str], int] = {}
     for doubt in judgement.doubts():
         if doubt.question != "slowdown" or not (series := gate.slowdown_series(run, doubt.workload, doubt.clock)):
             continue
@@ -91,7 +102,7 @@ def _last_processes(policy: Policy, run: results.Run, judgement: gate.Judgement)
         count = last_processes(
             policy, run.environment.device_type, doubt.clock, stats.ratios(series), noise, judgement.comparisons
         )
-        found[doubt.workload] = max(found.get(doubt.workload, 0), count)
+        found[doubt.workload, doubt.clock] = count
     return found
 
 
@@ -118,8 +129,9 @@ def measured(
     processes: int | None = None,
     seed: int = 0,
     first_process: int = 0,
+    clocks: Mapping[str, Collection[str]] | None = None,
 ) -> results.Run:
-    """Measure under a progress bar.
+    """Measure under a progress bar; each workload, where `clocks` are given, on its own there alone.
 
     Raises:
         ValueError: fewer than one process.
@@ -131,7 +143,7 @@ def measured(
     with progress(title, len(chosen) * processes) as step:
         return measure.measure(
             chosen, head=head, base=base, skipped=skipped, processes=processes, seed=seed, first_process=first_process,
-            progress=step, waiting=lambda text: print(f"{title}: {text}", file=sys.stderr, flush=True),
+            clocks=clocks, progress=step, waiting=lambda text: print(f"{title}: {text}", file=sys.stderr, flush=True),
         )  # fmt: skip
 
 

@@ -256,10 +256,14 @@ def test_compare_refuses_what_is_no_commit(capsys):
 def test_a_tolerance_below_the_known_noise_is_refused(record, tmp_path, capsys):
     results.save(make_noise(), tmp_path / "baselines" / "noise" / "nvidia-test.json")
     run = make_run(steady(), slowdowns=steady(1.0, 1.0))
-    arguments = ["gate", record(run), "--workload", NAME, "--max-slowdown"]
-    assert cli.main([*arguments, "0.1"]) == 2
-    assert f"expected at least 0.61 for {NAME}" in capsys.readouterr().err
-    assert cli.main([*arguments, "2"]) == 0
+    # Processes on another clock tell nothing of the device's.
+    others = tuple(results.Check(NAME, process, True, "equal", clocks=("call_us",)) for process in range(4, 10))
+    for checks in (run.checks, (*run.checks, *others)):
+        path = record(dataclasses.replace(run, checks=checks))
+        arguments = ["gate", path, "--workload", NAME, "--max-slowdown"]
+        assert cli.main([*arguments, "0.1"]) == 2
+        assert f"expected at least 0.61 for {NAME}" in capsys.readouterr().err
+    assert cli.main(["gate", record(run), "--workload", NAME, "--max-slowdown", "2"]) == 0
 
 
 US = ("us", "beside_us")

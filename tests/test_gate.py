@@ -70,7 +70,7 @@ def test_at_the_bound_is_doubt():
     run = make_run({**steady(), (NAME, "device_us"): [14.0, 14.4, 14.1, 14.5]}, fused_us=10.5)
     judgement = judge_(run, POLICY, make_baseline())
     assert judgement.status is Status.INCONCLUSIVE
-    assert judgement.doubtful() == [NAME]
+    assert judgement.doubtful() == {NAME: {"device_us"}}
 
 
 def test_one_process_is_doubt_where_no_noise_is_known():
@@ -669,9 +669,33 @@ def test_a_process_without_samples_beside_base_is_never_green():
 def test_more_samples_are_taken_only_where_they_may_decide():
     run = make_run({**steady(), **steady(workload=OTHER)})
     assert judge_(run, POLICY, make_baseline()).status is Status.INCONCLUSIVE  # the baseline lacks it
-    assert judge_(run, POLICY, make_baseline()).doubtful() == []
-    assert judge_(make_run(steady()), POLICY, None, [NAME, OTHER]).doubtful() == []  # was not asked for
-    assert judge_(make_run({**steady(), (NAME, "device_us"): [2.9, 3.1, 3.0]}), POLICY, None).doubtful() == [NAME]
+    assert judge_(run, POLICY, make_baseline()).doubtful() == {}
+    assert judge_(make_run(steady()), POLICY, None, [NAME, OTHER]).doubtful() == {}  # was not asked for
+    doubtful = judge_(make_run({**steady(), (NAME, "device_us"): [2.9, 3.1, 3.0]}), POLICY, None).doubtful()
+    assert doubtful == {NAME: {"device_us"}}
+
+
+def test_a_process_that_was_to_measure_one_clock_is_missed_on_no_other():
+    """Where a further look asks for the clock in doubt alone; on that one, samples that are missing are a doubt."""
+    run = make_run(steady())
+    for clock, other in (("device_us", "call_us"), ("call_us", "device_us")):
+        asked = dataclasses.replace(run.checks[-1], process=4, clocks=(clock,))
+        series = (*run.series, dataclasses.replace(run.series[0], process=4, clock=clock))
+        missed = dataclasses.replace(run, checks=(*run.checks, asked))
+        found = _by_clock(judge_(missed, POLICY, None))
+        assert found[clock].reason == "no samples beside reference of 1 of 5 processes"
+        assert found[other].status is Status.PASS
+        measured = dataclasses.replace(missed, series=series, blocks=blocks_of(series))
+        assert _by_clock(judge_(measured, POLICY, None))[clock].reason != found[clock].reason
+        strayed = dataclasses.replace(measured, checks=(*run.checks, dataclasses.replace(asked, clocks=(other,))))
+        assert _by_clock(judge_(strayed, POLICY, None))[clock].reason == "timed without a check of its results"
+
+
+def test_a_wrong_result_is_one_on_every_clock():
+    run = make_run(steady())
+    wrong = Check(NAME, 4, False, "3 ids differ", clocks=("call_us",))
+    judgement = judge_(dataclasses.replace(run, checks=(*run.checks, wrong)), POLICY, None)
+    assert {verdict.status for verdict in judgement.verdicts} == {Status.REGRESSION}
 
 
 @pytest.mark.parametrize(

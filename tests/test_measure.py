@@ -50,8 +50,8 @@ class _InThisProcess:
         return self.reply
 
 
-def _conduct(*sides):
-    conductor = measure._Conductor("cuda" if torch.cuda.is_available() else "cpu", 5, None)
+def _conduct(*sides, clocks=None):
+    conductor = measure._Conductor("cuda" if torch.cuda.is_available() else "cpu", 5, None, clocks)
     workers = {side: _InThisProcess() for side in sides}
     conductor.measure_workload(TINY, {2: workers})
     return conductor, workers
@@ -67,6 +67,16 @@ def test_results_are_checked_and_times_settle_before_any_is_kept(tiny):
         assert (one.workload, one.process, one.implementation, one.beside) == (TINY.name, 2, "fused", "reference")
         assert len(one.us) == len(one.beside_us) >= measure.MIN_TURNS
         assert min(one.us + one.beside_us) > 0
+
+
+def test_a_further_look_measures_the_clock_in_doubt_alone(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for asked, clocks in (({"call_us"}, {"call_us"}), ({"device_us"}, set()), (set(), set())):
+        conductor, _ = _conduct("head", clocks={TINY.name: asked})
+        assert {one.clock for one in conductor.series} == clocks
+        (check,) = conductor.checks
+        assert check.passed
+        assert {clock for clock in ("call_us", "device_us") if check.covers(clock)} == asked
 
 
 def test_head_and_base_are_sampled_in_lock_step(tiny, monkeypatch):

@@ -113,9 +113,9 @@ def test_once_something_is_accused_doubts_about_the_rest_are_left(selftests):
         return make_run({key: [15.0] * 3 for key in keys}, slowdowns={k: [slowdowns[k[0]]] * 3 for k in keys})
 
     doubted = selftest._comparison(run_of({QUICK[1]: 1.01}))
-    assert (doubted.status, doubted.doubtful()) == (gate.Status.INCONCLUSIVE, [QUICK[1]])
+    assert (doubted.status, list(doubted.doubtful())) == (gate.Status.INCONCLUSIVE, [QUICK[1]])
     both = selftest._comparison(run_of(found))
-    assert (both.status, both.doubtful()) == (gate.Status.REGRESSION, [])
+    assert (both.status, list(both.doubtful())) == (gate.Status.REGRESSION, [])
 
 
 def test_runs_of_the_same_code_are_kept_where_asked_for(selftests):

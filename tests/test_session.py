@@ -21,10 +21,12 @@ def _judged(monkeypatch, doubts, deviation=0.003, noise=None, question="slowdown
     """What is measured where these workloads are in doubt at every look; NAME's processes differ by so much."""
     measured, kept = [], []
 
-    def measure(chosen, *, processes=None, first_process=0, **_):
+    def measure(chosen, *, processes=None, first_process=0, clocks=None, **_):
         names, numbers = [one.name for one in chosen], range(first_process, first_process + (processes or 3))
         measured.append((names, list(numbers)))
-        checks = tuple(Check(name, number, True, "equal") for name in names for number in numbers)
+        assert clocks == ({name: {"device_us"} for name in names} if first_process else None), "those in doubt"
+        of = None if clocks is None else ("device_us",)
+        checks = tuple(Check(name, number, True, "equal", clocks=of) for name in names for number in numbers)
         series = tuple(
             make_series(
                 (name, "device_us"), number, math.exp(deviation * (-1) ** number if name == NAME else 0.0),
