@@ -88,8 +88,8 @@ def _share_of_device_time(share: float) -> str:
 
 
 def _before_the_launch(statement: str) -> Edit:
-    anchor = "    thresholds = threshold if isinstance(threshold, Tensor) else None\n"
-    return Edit(LAUNCH, anchor, f"{anchor}    {statement}\n")
+    anchor = "    logits_start = logits.data_ptr()\n"
+    return Edit(LAUNCH, anchor, f"    {statement}\n{anchor}")
 
 
 _READ = """        share_maximum, share_sum, share_best, share_token = read_share(

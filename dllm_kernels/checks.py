@@ -17,12 +17,13 @@ MAX_EXCLUDE_IDS = 4
 OUTPUT_NAMES = ("confidence", "tokens", "accepted", "remaining")
 HOST_OUTPUT_NAMES = ("accepted", "remaining")  # that the GPU may write into pinned memory of the host
 Outputs = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # in that order
+NO_OUTPUTS: Outputs = (None, None, None, None)  # the one that calls without any pass on
 
 _LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _IDS_BOUNDS = {torch.int64: (-(2**63), 2**63 - 1), torch.int32: (-(2**31), 2**31 - 1)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Layout:
     """What follows from the dtypes, shapes, strides and device of logits and ids."""
 

@@ -12,10 +12,12 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from dllm_kernels import cpu, reference
 from dllm_kernels.checks import (
     MAX_EXCLUDE_IDS,
+    NO_OUTPUTS,
     OUTPUT_NAMES,
     Outputs,
     as_int,
@@ -92,7 +94,7 @@ def dllm_post_process_fused(
         TypeError, ValueError: an argument is not as described; nothing was launched or written.
         RuntimeError: the backend cannot run here, with the reason.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         if isinstance(mask_id, bool):  # which the operator's schema would take for an integer
             raise TypeError(f"mask_id: expected an integer; got {mask_id!r}")
         per_block = isinstance(threshold, Tensor)
@@ -114,10 +116,10 @@ def dllm_post_process_fused(
         )
         return
 
-    outputs = (confidence, tokens, accepted, remaining)
-    for name, tensor in (("logits", logits), ("input_ids", input_ids)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor; got {type(tensor).__name__}")
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits: expected a tensor; got {type(logits).__name__}")
+    if not isinstance(input_ids, Tensor):
+        raise TypeError(f"input_ids: expected a tensor; got {type(input_ids).__name__}")
     layout = check_layout(
         logits.dtype, logits.shape, logits.stride(), logits.device,
         input_ids.dtype, input_ids.shape, input_ids.stride(), input_ids.device,
@@ -133,7 +135,9 @@ def dllm_post_process_fused(
         exclude_ids = check_exclude_ids(exclude_ids, logits.shape[-1])
     if edit_threshold is not None:
         edit_threshold = check_edit_threshold(edit_threshold)
+    outputs = NO_OUTPUTS
     if confidence is not None or tokens is not None or accepted is not None or remaining is not None:
+        outputs = (confidence, tokens, accepted, remaining)
         check_outputs(
             outputs, layout, logits, input_ids, prompt_mask=prompt_mask, workspace=workspace, threshold=threshold
         )  # fmt: skip

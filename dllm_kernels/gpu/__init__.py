@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from dllm_kernels import workspace as workspaces
+from dllm_kernels.checks import NO_OUTPUTS, Outputs
 from dllm_kernels.gpu.kernel import post_process_kernel
 from dllm_kernels.gpu.share import INTERPRETED
 
@@ -94,12 +95,13 @@ class _Plan:
         logits: Tensor,
         input_ids: Tensor,
         logits_on_16_bytes: bool,
-        prompt_strides: tuple[int, ...] | None,
-        threshold_stride: int | None,
+        prompt_mask: Tensor | None,
+        thresholds: Tensor | None,
         excluded: bool,
     ) -> None:
         *batch, block_length, vocab = logits.shape
         device, logits_strides, ids_strides = logits.device, logits.stride(), input_ids.stride()
+        prompt_strides = None if prompt_mask is None else prompt_mask.stride()
         blocks = math.prod(batch)
         rows = blocks * block_length
         config, splits = _config(vocab), programs_at_once(device) // rows
@@ -138,7 +140,7 @@ class _Plan:
             logits_strides[1] // alignment,
             *ids_strides,
             *(prompt_strides or (0, 0)),
-            threshold_stride or 0,
+            0 if thresholds is None else thresholds.stride(0),
         )
         self.warps = config.num_warps
         self.constants = (
@@ -152,6 +154,8 @@ class _Plan:
             min(max(1 << (block_length - 1).bit_length(), threads // config.max_splits), MAX_BLOCK_L),  # BLOCK_L
             block_length <= MAX_BLOCK_L,  # DEALT
         )
+        # As `launch` is given them, with DEPENDENT, which is compiled in and not read again.
+        self.scalars_and_constants = (*self.scalars, *self.constants, True)
         self.launch: Callable[..., None] | None = None  # once compiled
         self.compiled: tuple[Any, ...] = ()  # that `launch` is given before the kernel's arguments
 
@@ -173,6 +177,8 @@ class _Plan:
 # listen, every call goes by Triton's front door, which takes 10 to 20 us to find out which kernel is asked for.
 _DIRECT_VERSIONS = ("3.6.",)
 _runtime = triton.knobs.runtime
+_NONE_EXCLUDED: tuple[int, ...] = (-1, -1, -1, -1)
+_NO_POINTERS: tuple[int | None, ...] = (None,) * 6
 
 
 def can_depend() -> bool:
@@ -192,7 +198,7 @@ def post_process(
     threshold: float | Tensor,
     prompt_mask: Tensor | None,
     exclude_ids: Sequence[int],
-    outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    outputs: Outputs,
     workspace: Tensor | None,
     plans: dict[Any, _Plan],
     edit_threshold: float | None = None,
@@ -210,23 +216,34 @@ def post_process(
                 edit_threshold,
             )  # fmt: skip
         return
-    thresholds = threshold if isinstance(threshold, Tensor) else None
-    confidence, tokens, accepted, remaining = outputs
     logits_start = logits.data_ptr()
-    key = (
-        logits_start % 16 == 0,
-        None if prompt_mask is None else prompt_mask.stride(),
-        None if thresholds is None else thresholds.stride(0),
-        bool(exclude_ids),
-        edit_threshold is None,
-        confidence is None,  # what is absent is compiled out
-        tokens is None,
-        accepted is None,
-        remaining is None,
+    on_16_bytes = logits_start % 16 == 0
+    key: Any = on_16_bytes
+    thresholds, number, excluded = None, threshold, _NONE_EXCLUDED
+    # Most calls have no options: what these take is a tenth of the whole.
+    has_options = not (
+        outputs is NO_OUTPUTS
+        and type(threshold) is float
+        and prompt_mask is None
+        and not exclude_ids
+        and edit_threshold is None
     )
+    if has_options:
+        if isinstance(threshold, Tensor):
+            thresholds, number = threshold, 0.0
+        if exclude_ids:
+            excluded = (*exclude_ids, *_NONE_EXCLUDED)[:4]
+        key = (
+            on_16_bytes,
+            None if prompt_mask is None else prompt_mask.stride(),
+            None if thresholds is None else thresholds.stride(0),
+            bool(exclude_ids),
+            edit_threshold is None,
+            *[output is None for output in outputs],  # what is absent is compiled out
+        )
     plan = plans.get(key)
     if plan is None:
-        plan = plans[key] = _Plan(logits, input_ids, *key[:4])
+        plan = plans[key] = _Plan(logits, input_ids, on_16_bytes, prompt_mask, thresholds, bool(exclude_ids))
     # The pointer; torch.cuda.current_stream() takes 10 us to wrap it.
     stream = torch._C._cuda_getCurrentRawStream(device.index) if is_cuda else 0
     if workspace is None:
@@ -235,8 +252,6 @@ def post_process(
             workspace = workspaces.acquire(device, stream, elements)
         else:
             workspace = torch.zeros(elements, dtype=torch.int32)
-    number = threshold if thresholds is None else 0.0
-    excluded = (*exclude_ids, -1, -1, -1, -1)[:4] if exclude_ids else (-1, -1, -1, -1)
     # Triton keeps a chain of hooks in each, but takes a bare function, too, or None.
     before, after = _runtime.launch_enter_hook, _runtime.launch_exit_hook
     if plan.launch is None or getattr(before, "calls", before) or getattr(after, "calls", after):
@@ -251,6 +266,9 @@ def post_process(
         if is_cuda:
             plan.keep(compiled)
         return
+    pointers = _NO_POINTERS
+    if has_options:
+        pointers = tuple(None if one is None else one.data_ptr() for one in (prompt_mask, thresholds, *outputs))
     for programs, blocks, first_block in plan.launches:
         plan.launch(
             programs,
@@ -260,19 +278,12 @@ def post_process(
             *plan.compiled,
             logits_start,
             input_ids.data_ptr(),
-            None if prompt_mask is None else prompt_mask.data_ptr(),
-            None if thresholds is None else thresholds.data_ptr(),
-            None if confidence is None else confidence.data_ptr(),
-            None if tokens is None else tokens.data_ptr(),
-            None if accepted is None else accepted.data_ptr(),
-            None if remaining is None else remaining.data_ptr(),
+            *pointers,
             workspace.data_ptr(),
             mask_id,
             number,
             edit_threshold,
             *excluded,
             first_block,
-            *plan.scalars,
-            *plan.constants,
-            True,  # DEPENDENT: compiled in, and not read again
+            *plan.scalars_and_constants,
         )
