@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from benchmarks.measure.cupti import device_us_of_ranges
+from benchmarks.measure.cupti import Profiler, device_us_of_ranges
 
 
 def _event(name, start, duration, *, gpu):
@@ -34,3 +35,13 @@ def test_gpu_time_is_that_of_the_range_it_falls_into():
     assert device_us_of_ranges(events, "sample ", 2) == [0.08, 0.07]
     with pytest.raises(RuntimeError, match="no GPU activity for 1 of 3 calls"):
         device_us_of_ranges(events, "sample ", 3)
+
+
+def test_ranges_are_noted_and_operators_are_not():
+    with Profiler() as profile:
+        for number in range(2):
+            with torch.profiler.record_function(f"sample {number}"):
+                torch.ones(1).add_(1)
+    names = [event.name() for event in profile.events]
+    assert [name for name in names if name.startswith("sample")] == ["sample 0", "sample 1"]
+    assert not [name for name in names if name.startswith("aten::")]

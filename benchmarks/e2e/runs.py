@@ -19,7 +19,7 @@ from benchmarks.e2e.record import Agreed, EndToEnd, Forward, Load, Repeat
 from benchmarks.e2e.serving import Served
 from benchmarks.e2e.steps import Agreement, Mode, fused_step
 from benchmarks.measure import command, machine
-from benchmarks.measure.cupti import profiler
+from benchmarks.measure.cupti import Profiler
 
 Progress = Callable[[str], None]
 KERNEL = "post_process_kernel"
@@ -206,14 +206,14 @@ def _device_us(task: Task, served: Served, load: Load) -> float | None:
     prompts = task.prompts_of(load)
     decoding = decoder(task, served, load, fused_step, capture=False)
     list(decoding.decode(prompts[: load.slots]))
-    with profiler():  # CUPTI takes a second to start, once, and misses what runs meanwhile
+    with Profiler():  # CUPTI takes a second to start, once, and misses what runs meanwhile
         torch.cuda.synchronize()
     for _ in range(2):
         served.restart()
-        with profiler() as profile:
+        with Profiler() as profile:
             list(decoding.decode(prompts))
             torch.cuda.synchronize()
-        events = [event for event in profile.profiler.kineto_results.events() if KERNEL in event.name()]
+        events = [event for event in profile.events if KERNEL in event.name()]
         ns = [event.duration_ns() for event in sorted(events, key=lambda event: int(event.start_ns()))]
         if len(ns) == len(served.timeline.passes) and (steps := served.timeline.undisturbed()):  # of one launch each
             return float(statistics.mean(ns[number] for number in steps)) / 1e3

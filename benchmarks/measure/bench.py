@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import workloads
 from benchmarks.measure import machine
-from benchmarks.measure.cupti import device_us_of_ranges, inside, launched_kernels, profiler, watch_loaded_kernels
+from benchmarks.measure.cupti import Profiler, device_us_of_ranges, inside, launched_kernels, watch_loaded_kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +82,7 @@ def start(package_folder: Path | None) -> dict[str, Any]:
     gc.disable()  # a collection inside a sample would be part of it; `Bench.begin` collects
     if torch.cuda.is_available():
         watch_loaded_kernels()
-        with profiler():  # CUPTI takes a second to start, once
+        with Profiler():  # CUPTI takes a second to start, once
             torch.ones(1, device="cuda")
     gc.collect()
     gc.freeze()  # what was imported is not looked through again at each collection: that takes 0.15 s
@@ -146,7 +146,7 @@ class Bench:
         self.turn = 0
         self.random = random.Random(seed)
         self.samples = 0  # of the block
-        self.profile: Any = None
+        self.profile: Profiler | None = None
         self.graphs: dict[str, Any] = {}  # of the block, by implementation: of many calls
         self.draw_graphs: dict[str, list[Any]] = {}  # the same: of one call each, one for each draw
         self.not_captured: dict[str, str] = {}  # and why
@@ -290,8 +290,7 @@ class Bench:
         self.samples = 0
         wanted = list(self.implementations if only is None else only)
         if clock == "device_us":
-            self.profile = profiler()
-            self.profile.__enter__()
+            self.profile = Profiler().__enter__()
         elif clock == "graph_us":
             self.not_captured = {}
             for name in wanted:
@@ -354,7 +353,7 @@ class Bench:
         self.abandon()
         if profile is None:
             return replayed_us
-        return device_us_of_ranges(profile.profiler.kineto_results.events(), "sample ", self.samples)
+        return device_us_of_ranges(profile.events, "sample ", self.samples)
 
     def abandon(self) -> None:
         """End a block of which no sample counts."""
@@ -405,14 +404,13 @@ class Bench:
 
     def _events_of_a_call(self, implementation: str) -> Sequence[Any]:
         """Of the range "call", and of "sample 0", which ends when the GPU is done."""
-        with profiler() as profile:
+        with Profiler() as profile:
             self._prepare()
             with self.torch.profiler.record_function("sample 0"):
                 with self.torch.profiler.record_function("call"):
                     self._call(implementation, self._next_logits())
                 self.torch.cuda.synchronize()
-        events: Sequence[Any] = profile.profiler.kineto_results.events()
-        return events
+        return profile.events
 
     def call_under_profiler(self) -> None:
         """One fused call as Nsight Compute is to see it: settled, and alone in the profiler's and an NVTX range."""

@@ -47,10 +47,8 @@ def main() -> None:
 
 
 def _import_what_is_slow() -> None:
-    import torch
+    import torch  # noqa: F401
 
-    if torch.version.cuda:
-        import torch._inductor.config  # PyTorch's profiler does so when it is first used, for 2 s in every worker
     if importlib.util.find_spec("triton"):
         import triton  # noqa: F401
 
