@@ -12,7 +12,6 @@ import dataclasses
 import datetime
 import itertools
 import math
-import os
 import random
 import shlex
 import statistics
@@ -136,13 +135,13 @@ def measure(
         lock = stack.enter_context(machine.lock(gpu.uuid_hash if gpu else "cpu", waiting or progress))
         began = time.monotonic()
         started = stack.enter_context(_start(sides, range(first_process, first_process + processes), lock))
-        if gpu:
-            _compile(chosen, sides, lock)
         environment, files = _common_environment(started.values(), head)
         conductor = _Conductor(environment.device_type, seed, gpu, clocks)
         conductor.ours = [worker.pid for workers in started.values() for worker in workers.values()]
         if gpu:
             conductor.cores = dict(zip(started, stack.enter_context(machine.cores(processes)), strict=True))
+        if gpu and first_process == 0:  # further ones find all of it compiled
+            _compile(chosen, list(started.values()))
         for workload in chosen:
             conductor.measure_workload(workload, started, progress)
         seconds = time.monotonic() - began
@@ -184,20 +183,16 @@ def _start(sides: dict[str, Side], numbers: Sequence[int], lock: int) -> Iterato
             worker.wait()
 
 
-def _compile(chosen: Sequence[workloads.AnyWorkload], sides: dict[str, Side], lock: int) -> None:
-    """The kernels of the workloads, on all processors, each process those of some: as each workload is opened, all that
-    measure would compile the same ones at the same time, 14 s of a run of everything on an H200."""
-    smallest_last = sorted(chosen, key=lambda workload: -workload.logits_bytes)
-    of_each_kind = list({workloads.kernels_of(workload): workload.name for workload in smallest_last}.values())
-    processes = min(len(of_each_kind), max(1, len(os.sched_getaffinity(0)) // len(sides)))
-    with _start(sides, range(processes), lock) as started:
-        for number, workers in started.items():
-            for worker in workers.values():
-                worker.send("compile", chosen=of_each_kind[number::processes])
-        for workers in started.values():
-            for worker in workers.values():
-                worker.receive()  # where it runs
-                worker.receive()
+def _compile(chosen: Sequence[workloads.AnyWorkload], started: Sequence[dict[str, Worker]]) -> None:
+    """The kernels of the workloads, each process those of some: as each workload is opened, all processes would compile
+    the same ones at the same time, 14 s of a run of everything on an H200."""
+    of_each_kind = list({workloads.kernels_of(workload): workload.name for workload in chosen}.values())
+    for number, workers in enumerate(started):
+        for worker in workers.values():
+            worker.send("compile", chosen=of_each_kind[number :: len(started)])
+    for workers in started:
+        for worker in workers.values():
+            worker.receive()
 
 
 def _with_code(

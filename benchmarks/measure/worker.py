@@ -47,7 +47,10 @@ def main() -> None:
 
 
 def _import_what_is_slow() -> None:
-    import torch  # noqa: F401
+    import torch
+
+    if torch.version.cuda:
+        import torch._dynamo  # a model of PyTorch's does so when it is first made, for 5 s in every worker
 
     if importlib.util.find_spec("triton"):
         import triton  # noqa: F401
