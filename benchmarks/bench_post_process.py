@@ -222,7 +222,7 @@ class Compiled:
         """
         from benchmarks.history import machine
 
-        if importlib.util.find_spec("dllm_kernels") is None:
+        if importlib.util.find_spec("dllm_kernels") is None or importlib.util.find_spec("dllm_kernels.gpu") is None:
             return {}
         if RECORD not in os.environ:  # what a record was measured with is noted with its samples
             here = machine.this_machine()

@@ -233,13 +233,13 @@ class _Judge:
         dropped = [b.fault for b in self.run.blocks if (b.workload, b.clock) == (workload, clock) and b.fault]
         if not series:
             return doubt(dropped[-1] if dropped else f"no samples beside {beside}")
-        checked = {check.process for check in self.run.checks if check.workload == workload and check.covers(clock)}
-        timed = {one.process for one in series}
-        if not timed <= checked:
+        checks = [check for check in self.run.checks if check.workload == workload]
+        timed, asked = {one.process for one in series}, {check.process for check in checks if check.covers(clock)}
+        if not timed <= {check.process for check in checks}:
             return doubt("timed without a check of its results")
-        if checked - timed:
+        if missing := asked - timed:
             why = f": {dropped[-1]}" if dropped else ""
-            return doubt(f"no samples beside {beside} of {len(checked - timed)} of {len(checked)} processes{why}")
+            return doubt(f"no samples beside {beside} of {len(missing)} of {len(asked)} processes{why}")
         if untold := timed - self._told(workload, clock):
             what = "block of samples" if self.device_type == "cpu" else "state of the GPU"
             return doubt(f"of {len(untold)} of {len(timed)} processes, no {what} is on record")

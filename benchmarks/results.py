@@ -35,7 +35,7 @@ class Record(Strict):
     """What is a file of its own."""
 
     KIND: ClassVar[str]
-    VERSION: ClassVar[int]  # of the format; to be raised with every change of a field
+    VERSION: ClassVar[int]  # of the format; to be raised with every change but of a field that older ones may lack
 
 
 Microseconds = Annotated[float, Field(ge=1e-3, le=1e10)]  # a nanosecond to three hours: nothing else was measured
@@ -133,10 +133,11 @@ class Check(Strict):
     passed: bool
     detail: str
     base_alone: bool = False  # of a comparison: what is wrong is base's result, and head's is right
-    clocks: tuple[str, ...] | None = None  # that the process was to measure; None: all
+    # That the process was to measure, or "count" for what a call is counted to do; None: all.
+    clocks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     def covers(self, clock: str) -> bool:
-        """Whether the process was to measure on that clock."""
+        """Whether samples on that clock are expected of the process."""
         return self.clocks is None or clock in self.clocks
 
 
@@ -175,14 +176,14 @@ class Run(Record):
             raise ValueError(f"files: expected which file was imported as {', '.join(sorted(unknown))}; got none")
 
     def with_more(self, more: Run) -> Run:
-        """This run and further processes of it.
+        """This run and further processes of it. What was counted before stays, unless no launch was seen.
 
         Raises:
             RuntimeError: `more` was measured elsewhere, or of another state.
         """
         if (more.environment, more.base) != (self.environment, self.base):
             raise RuntimeError(f"the machine or the checkout changed: {self.environment}, then {more.environment}")
-        counts = {side: {**more.counts.get(side, {}), **known} for side, known in self.counts.items()}
+        counts = {side: _counted(known, more.counts.get(side, {})) for side, known in self.counts.items()}
         return dataclasses.replace(
             self,
             checks=self.checks + more.checks,
@@ -192,6 +193,11 @@ class Run(Record):
             counts=counts,
             judged=None,
         )
+
+
+def _counted(known: dict[str, dict[str, int]], new: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """By workload, what is known, or what is new where no launch was seen: the profiler may have missed the call."""
+    return {**new, **{name: counts for name, counts in known.items() if counts.get("launches") or name not in new}}
 
 
 @dataclass(frozen=True)

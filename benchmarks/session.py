@@ -63,9 +63,8 @@ def judged(
     judgement = judge(run)
     device_type = run.environment.device_type
     for look, at_once in enumerate(MORE_PROCESSES[device_type][: policy.looks - 1], start=2):
-        if not judgement.doubtful():
+        if not (clocks := judgement.doubtful()):
             return run, judgement, look - 1
-        clocks = judgement.doubtful()
         ends = _last_processes(policy, run, judgement) if look == policy.looks else {}
         while clocks:
             more = measured(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,8 +16,8 @@ import triton
 from benchmarks import __main__ as cli
 from benchmarks import codegen, machine_code, results, session
 from benchmarks.measure import sides
+from tests.compile_kernel import ROOT, compiler
 
-SCRIPT = Path(__file__).with_name("compile_kernel.py")
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120"]
 
 
@@ -27,14 +25,24 @@ PLAIN, FULL = (f"float16, rows on 16 bytes, {options} options" for options in ("
 LONG = "bfloat16, blocks of 300, many rows, all options"
 
 
+_opened = ExitStack()
+
+
 @functools.cache
-def compiled(arch: str, variant: str = PLAIN, package: Path = SCRIPT.parent.parent) -> dict:
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(package), str(SCRIPT.parent.parent)])
-    command = [sys.executable, str(SCRIPT), arch, variant]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+def _compiler_of_the_package() -> Callable[[str, str], dict]:
+    return _opened.enter_context(compiler(ROOT))
+
+
+def teardown_module() -> None:
+    _opened.close()
+
+
+@functools.cache
+def compiled(arch: str, variant: str = PLAIN, package: Path = ROOT) -> dict:
+    if package == ROOT:
+        return _compiler_of_the_package()(arch, variant)
+    with compiler(package) as compile_:
+        return compile_(arch, variant)
 
 
 def faults_of_publishing(code: dict, shares_a_thread: int = 1) -> list[str]:

@@ -50,6 +50,36 @@ def test_what_is_launched_directly(monkeypatch, triton_version, hip, launcher, d
     assert plan.launch is (compiled.run.launch if directly else None)
 
 
+OPTIONS = {
+    "prompt_mask": lambda ids: torch.zeros_like(ids, dtype=torch.bool),
+    "exclude_ids": lambda ids: (1,),
+    "edit_threshold": lambda ids: 0.5,
+    "threshold": lambda ids: torch.full((len(ids),), 0.5, device=DEVICE),
+    "confidence": lambda ids: torch.empty_like(ids, dtype=torch.float32),
+    "tokens": torch.empty_like,
+    "accepted": lambda ids: torch.empty_like(ids, dtype=torch.bool),
+    "remaining": lambda ids: torch.empty(len(ids), dtype=torch.int32, device=DEVICE),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_call_with_an_option_is_launched_otherwise_than_one_without(monkeypatch, option):
+    """Or it would be given a kernel from which the option was compiled out."""
+    planned = []
+
+    class Noted(gpu._Plan):
+        def __init__(self, *layout):
+            super().__init__(*layout)
+            planned.append(self)
+
+    monkeypatch.setattr(gpu, "_Plan", Noted)
+    logits, ids = torch.zeros(2, 4, 100, device=DEVICE), torch.zeros(2, 4, dtype=torch.int64, device=DEVICE)
+    options = {"threshold": 0.5, option: OPTIONS[option](ids)}
+    for given in ({"threshold": 0.5}, options, {"threshold": 0.7}, options):
+        dllm_post_process_fused(logits, ids, 0, **given, backend="triton")
+    assert len(planned) == 2
+
+
 @HOOKS
 def test_while_a_hook_listens_nothing_is_launched_directly(monkeypatch, hook):
     class Kept(gpu._Plan):

@@ -71,12 +71,12 @@ def test_results_are_checked_and_times_settle_before_any_is_kept(tiny):
 
 def test_a_further_look_measures_the_clock_in_doubt_alone(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for asked, clocks in (({"call_us"}, {"call_us"}), ({"device_us"}, set()), (set(), set())):
+    for asked, clocks in (({"call_us"}, {"call_us"}), ({"device_us"}, set()), ({"count"}, set())):
         conductor, _ = _conduct("head", clocks={TINY.name: asked})
         assert {one.clock for one in conductor.series} == clocks
         (check,) = conductor.checks
         assert check.passed
-        assert {clock for clock in ("call_us", "device_us") if check.covers(clock)} == asked
+        assert {clock for clock in ("call_us", "device_us", "count") if check.covers(clock)} == asked
 
 
 def test_head_and_base_are_sampled_in_lock_step(tiny, monkeypatch):
@@ -696,8 +696,11 @@ def test_fresh_processes_make_a_record(tmp_path):
     """Through real workers, one small workload: the record holds every process and says where it ran."""
     chosen, _ = workloads.select(["1x32x50257-fp16-100"], gpu=False)
     lines = []
-    run = measure.measure(chosen, processes=2, first_process=3, progress=lines.append)
-    assert {check.process for check in run.checks} == {3, 4}
+    clocks = {chosen[0].name: {"call_us"}}
+    run = measure.measure(chosen, processes=2, first_process=3, clocks=clocks, progress=lines.append)
+    assert {(check.process, check.clocks) for check in run.checks} == {(3, ("call_us",)), (4, ("call_us",))}
+    with pytest.raises(ValueError, match="clocks: expected those of every workload; got none of 1x32x50257-fp16-100"):
+        measure.measure(chosen, clocks={})
     assert {one.process for one in run.series} <= {3, 4}  # where other work ran, none
     assert len(lines) >= 2
     assert run.environment.torch

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.mutants import KERNEL, MUTANTS, Edit, Mutant
 from benchmarks.workloads import WORKLOADS
+from tests.compile_kernel import compiler
 
-COMPILE = Path(__file__).with_name("compile_kernel.py")
 # Each change of the kernel's text once: the others plant one of these.
 COMPILED = ("second-pass", "no-early-exit", "kernel-2-percent", "few-masked")
 TRY = """
@@ -41,20 +39,13 @@ def test_it_applies_and_finds_the_same(tmp_path, name):
         compile(path.read_text(), str(path), "exec")
     if mutant.device_type == "cuda" and not torch.cuda.is_available():
         if name in COMPILED:
-            _compile_for_a_gpu(tmp_path)
+            with compiler(tmp_path) as compile_:
+                compile_("sm_90", "bfloat16, rows on 16 bytes, no options")
         return  # the kernel's own text is not run without a GPU
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{TRY}"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(str(tmp_path))
-
-
-def _compile_for_a_gpu(package):
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(package), str(COMPILE.parent.parent)])
-    command = [sys.executable, str(COMPILE), "sm_90", "bfloat16, rows on 16 bytes, no options"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
 
 
 def test_every_change_of_the_kernel_is_compiled():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -17,6 +18,16 @@ def test_a_run_survives(tmp_path):
     results.save(run, path)
     assert results.load(results.Run, path) == run
     assert [file.name for file in path.parent.iterdir()] == ["run.json"]
+
+
+def test_what_further_processes_counted_stands_in_where_no_launch_was_seen():
+    def counted(head, base):
+        return dataclasses.replace(run, counts={"head": {NAME: {"launches": head}}, "base": {NAME: {"launches": base}}})
+
+    run = dataclasses.replace(make_run(steady()), series=())
+    for head, base, found in ((1, 1, (1, 1)), (0, 1, (2, 1)), (1, 0, (1, 2))):
+        together = counted(head, base).with_more(counted(2, 2))
+        assert tuple(together.counts[side][NAME]["launches"] for side in ("head", "base")) == found
 
 
 def test_a_baseline_survives(tmp_path):

@@ -31,9 +31,10 @@ from benchmarks.results import Block, Check, Environment, GpuState, Run, Series
 
 CLOCK_METHODS = {
     "cuda": {
-        "device_us": "sum of the durations of the call's kernels, copies and fills, from CUPTI through torch.profiler; "
-        "calls in rows; before a row other data of twice the L2 cache's size are read, unless a call reads as much or "
-        "is to find its logits there, and then one or two calls are not timed; on memory that was allocated before",
+        "device_us": "sum of the durations of the call's kernels, copies and fills, from CUPTI through PyTorch's "
+        "profiler, which notes no operators; calls in rows; before a row other data of twice the L2 cache's size are "
+        "read, unless a call reads as much or is to find its logits there, and then one or two calls are not timed; on "
+        "memory that was allocated before",
         "call_us": "host clock from an idle GPU until the result is ready; rows as of device_us",
         "host_us": "host clock until the call returns, otherwise as call_us",
         "graph_us": "a call's share of the replay of a CUDA graph of 16 calls or more (2 on 0.5 GiB of logits), "
@@ -123,9 +124,12 @@ def measure(
     once if another run measures here.
 
     Raises:
+        ValueError: `clocks` lacks one of the workloads.
         RuntimeError: an engine that is asked for cannot be fetched; a worker failed, and the message holds what it
             printed; or what is measured changed meanwhile.
     """
+    if clocks is not None and (lacking := {one.name for one in chosen} - set(clocks)):
+        raise ValueError(f"clocks: expected those of every workload; got none of {', '.join(sorted(lacking))}")
     for step in {workload.engine for workload in chosen if isinstance(workload, workloads.EngineStep)}:
         engines.fetch(step)  # here, where no worker fetches it too
     sides = {"head": head} if base is None else {"head": head, "base": base}
@@ -140,7 +144,7 @@ def measure(
         conductor.ours = [worker.pid for workers in started.values() for worker in workers.values()]
         if gpu:
             conductor.cores = dict(zip(started, stack.enter_context(machine.cores(processes)), strict=True))
-        if gpu and first_process == 0:  # further ones find all of it compiled
+        if gpu and clocks is None:  # a further look finds all of it compiled
             _compile(chosen, list(started.values()))
         for workload in chosen:
             conductor.measure_workload(workload, started, progress)

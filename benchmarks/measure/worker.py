@@ -50,7 +50,7 @@ def _import_what_is_slow() -> None:
     import torch
 
     if torch.version.cuda:
-        import torch._dynamo  # a model of PyTorch's does so when it is first made, for 5 s in every worker
+        import torch._dynamo  # what makes a model on `meta` does so, as whole sequences do, in 5 s a worker
 
     if importlib.util.find_spec("triton"):
         import triton  # noqa: F401

@@ -41,15 +41,18 @@ def planted(side: Any, workload: str, implementation: str) -> float:
 
 def made_up(
     chosen: Sequence[Any], *, head: Any, base: Any, skipped: Sequence[Any], processes: int, seed: int,
-    first_process: int = 0, progress: Any = None, waiting: Any = None,
+    first_process: int = 0, clocks: Any = None, progress: Any = None, waiting: Any = None,
 ) -> Run:  # fmt: skip
     baseline = results.load(results.Baseline, results.device_path(session.BASELINES, DEVICE))
     draw = random.Random(f"{seed} {first_process}")
     checks, series = [], []
     for workload in chosen:
         for process in range(first_process, first_process + processes):
-            checks.append(Check(workload.name, process, True, "equal"))
+            asked = tuple(sorted(clocks[workload.name])) if clocks else None
+            checks.append(Check(workload.name, process, True, "equal", clocks=asked))
             for clock, pairs in baseline.entries[workload.name].items():
+                if not checks[-1].covers(clock):
+                    continue
                 entry = pairs["base reference"]
                 # The speedup is what a baseline holds: processes whose hosts differ have medians of another ratio.
                 us = {"fused": entry.fused_us, "reference": entry.fused_us * entry.speedup}
