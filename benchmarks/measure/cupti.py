@@ -40,8 +40,8 @@ def launched_kernels() -> Iterator[list[Path]]:
 class Profiler:
     """PyTorch's, for activities of the GPU, CUDA's functions, and the ranges of `record_function`.
 
-    Not for operators, which `torch.profiler` cannot be told to leave out: of a step of six kernels, noting them took
-    longer than calling them, and as long again to read.
+    Not for operators, which `torch.profiler` cannot be told to leave out: with them, the blocks on the device's clock
+    took 32 s of a run of everything on an H200, and 23 and 26 without.
     """
 
     def __init__(self) -> None:
