@@ -144,8 +144,8 @@ def measure(
         conductor.ours = [worker.pid for workers in started.values() for worker in workers.values()]
         if gpu:
             conductor.cores = dict(zip(started, stack.enter_context(machine.cores(processes)), strict=True))
-        if gpu and clocks is None:  # a further look finds all of it compiled
-            _compile(chosen, list(started.values()))
+            if clocks is None:  # a further look finds all of it compiled
+                _compile(chosen, list(started.values()))
         for workload in chosen:
             conductor.measure_workload(workload, started, progress)
         seconds = time.monotonic() - began
