@@ -17,6 +17,8 @@ _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,5}\*/\s+(.*?);", re.MULTILINE)
 _PREDICATE = re.compile(r"^@!?U?P\w+\s+")
 _RESOURCES = re.compile(r"REG:(?P<registers>\d+) STACK:(?P<stack_bytes>\d+)")
 _OWN_BARRIER = re.compile(r"^\s*(?:gpu|ttg)\.barrier", re.MULTILINE)
+# In PTX, where what Triton asks for has no size.
+_STATIC_SHARED = re.compile(r"^\s*\.shared\s[^;]*\[(\d+)\]", re.MULTILINE)
 _WIDTHS = ((".128", 16), (".64", 8), (".U16", 2), (".S16", 2), (".U8", 1), (".S8", 1))
 
 
@@ -74,13 +76,14 @@ def read(cubin: Path) -> Code:
     if resources is None:
         raise RuntimeError(f"{cubin}: cuobjdump names no registers")
     names = [_PREDICATE.sub("", line).split()[0] for line in _INSTRUCTION.findall(text)]
-    widths = [_width(name) for name in names if name.startswith("LDG")]
+    widths = [_width(name) for name in names if name.startswith(("LDG.", "LDGSTS."))]
     metadata = json.loads(cubin.with_suffix(".json").read_text())
+    static_shared = _STATIC_SHARED.findall(cubin.with_suffix(".ptx").read_text())
     return Code(
         warps=metadata["num_warps"],
         **{name: int(value) for name, value in resources.groupdict().items()},
         spills=sum(name.startswith(("LDL", "STL")) for name in names),
-        shared_bytes=metadata["shared"],
+        shared_bytes=metadata["shared"] + sum(map(int, static_shared)),
         instructions=len(names),
         loads_16_bytes=widths.count(16),
         loads_8_bytes=widths.count(8),

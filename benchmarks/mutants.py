@@ -93,7 +93,7 @@ def _before_the_launch(statement: str) -> Edit:
 
 
 _READ = """        share_maximum, share_sum, share_best, share_token = read_share(
-            logits_ptr + row_start, first, tiles, early, EARLY and not dealt, V,
+            logits_ptr + row_start, first, tiles, early, EARLY and not dealt, stages, V,
             exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, ALIGNED, THREADS, WIDTH, VECTORS, EARLY,
         )  # fmt: skip
 """

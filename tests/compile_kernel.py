@@ -44,7 +44,12 @@ def main() -> None:
         (kernel,) = codegen.compiled(arch, codegen.calls()[variant])
         cubin = codegen.cubin_of(kernel)
         code = dataclasses.asdict(machine_code.read(cubin))
-        found = {"ptx": kernel.asm["ptx"], "sass": machine_code.instructions(cubin), "code": code}
+        found = {
+            "ttgir": kernel.asm["ttgir"],
+            "ptx": kernel.asm["ptx"],
+            "sass": machine_code.instructions(cubin),
+            "code": code,
+        }
         print(json.dumps(found), flush=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from unittest import mock
 
@@ -139,7 +140,43 @@ def test_calls_on_both_branches_of_a_captured_fork():
     assert ids[1].cpu().equal(call(case, "reference", "cpu").input_ids)
 
 
-def test_memory_of_a_destroyed_graph_is_used_again():
+def test_first_captured_calls_hold_nothing_that_replays_wait_for(monkeypatch):
+    """Their memory is theirs for good, each its own; once so much is given away, a graph gives it back."""
+    case = make_case(4, 32, 20_000, threshold=0.5)
+    logits, ids = _on_gpu(case)
+    handed, told = [], []  # begin and elements of every workspace, which nobody here keeps; and what gives it back
+    captured, post = workspace._captured, workspace._post_when_destroyed
+
+    def noted(*of):
+        one = captured(*of)
+        handed.append((one.data_ptr(), one.numel()))
+        return one
+
+    monkeypatch.setattr(workspace, "_captured", noted)
+    monkeypatch.setattr(workspace, "_post_when_destroyed", lambda *of: told.append(post(*of)))
+    monkeypatch.setattr(workspace, "_kept_by_device", {})
+    graphs = [_capture(lambda: dllm_post_process_fused(logits, ids, case.mask_id, 0.5))]
+    ((_, elements),) = handed
+    line = -(-elements // 32) * 32
+    monkeypatch.setattr(workspace, "_KEPT_ELEMENTS", 4 * line)
+    monkeypatch.setattr(workspace, "_CHUNK_ELEMENTS", line)  # each is a chunk of its own
+    monkeypatch.setattr(workspace, "_free_by_device", {})
+    held = torch.cuda.memory_allocated()
+    graphs += [_capture(lambda: dllm_post_process_fused(logits, ids, case.mask_id, 0.5)) for _ in range(5)]
+    assert [numel for _, numel in handed[:4]] == [elements] * 4
+    assert len(told) == 2
+    places = sorted((begin, begin + 4 * numel) for begin, numel in handed)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(places))
+    gc.collect()
+    assert torch.cuda.memory_allocated() >= held + 5 * 4 * line  # nobody else is given it
+    for graph in graphs * 2:
+        ids.copy_(case.input_ids)
+        graph.replay()
+        assert ids.cpu().equal(_expected(case))
+
+
+def test_memory_of_a_destroyed_graph_is_used_again(monkeypatch):
+    monkeypatch.setattr(workspace, "_KEPT_ELEMENTS", 0)
     case = make_case(4, 32, 20_000, threshold=0.5)
     logits, ids = _on_gpu(case)
     taken = workspace._captured_by_device
@@ -160,6 +197,35 @@ def test_memory_of_a_destroyed_graph_is_used_again():
         ids.copy_(case.input_ids)
         graph.replay()
         assert ids.cpu().equal(_expected(case))
+
+
+@pytest.mark.parametrize("exclude_ids", [(), (0, 2047, 2048)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rows_that_fill_the_gpu_tile_by_tile(dtype, exclude_ids):
+    """One to nine whole tiles and what is left, which come through shared memory: the largest logits stand where tiles
+    begin and end, and NaN where nothing may be read."""
+    blocks, tile = -(-gpu.programs_at_once(torch.device("cuda")) // 32), 2048
+    generator = torch.Generator("cuda").manual_seed(7)
+    for vocab in (tiles * tile + rest for tiles in range(1, 10) for rest in (0, 8, tile - 8)):
+        logits = torch.full((blocks, 32, vocab + tile), float("nan"), dtype=dtype, device="cuda")[..., :vocab]
+        logits.copy_(torch.randn(blocks, 32, vocab, device="cuda", generator=generator))
+        edges = [column for edge in range(0, vocab + 1, tile) for column in (edge - 1, edge) if 0 <= column < vocab]
+        columns = torch.tensor([*edges, vocab - 1], device="cuda")
+        peaks = columns[torch.arange(blocks * 32, device="cuda") % len(columns)].view(blocks, 32, 1)
+        logits.scatter_(-1, peaks, 9.0)
+        is_masked = torch.rand(blocks, 32, device="cuda", generator=generator) < 0.6
+        is_masked[0] = True
+        ids = torch.where(is_masked, -1, 5)
+        confidence = torch.empty(blocks, 32, device="cuda")
+        dllm_post_process_fused(logits, ids, -1, 0.0, exclude_ids=exclude_ids, confidence=confidence)
+        candidates = logits.double()
+        total = candidates.logsumexp(-1)
+        candidates[..., list(exclude_ids)] = float("-inf")
+        best = candidates.amax(-1, keepdim=True)
+        token = torch.where(candidates == best, torch.arange(vocab, device="cuda"), vocab).amin(-1)
+        assert ids.equal(torch.where(is_masked, token, 5)), vocab
+        p = torch.where(is_masked, (best[..., 0] - total).exp(), float("-inf"))
+        torch.testing.assert_close(confidence.double(), p, rtol=0, atol=1e-6)
 
 
 def test_a_workspace_of_ones_own():

@@ -190,8 +190,9 @@ def test_rows_of_equal_bits_tie(backend, device, dtype):
 
 
 @each_backend
-def test_signed_zeros_tie(backend, device):
-    logits = torch.full((1, 1, 3000), -1.0)
+@each_dtype
+def test_signed_zeros_tie(backend, device, dtype):
+    logits = torch.full((1, 1, 3000), -1.0, dtype=dtype)
     logits[..., 7], logits[..., 2999] = -0.0, 0.0
     assert check(Case(logits, torch.tensor([[-1]]), -1), backend, device).tokens.item() == 7
 

@@ -22,10 +22,12 @@ from dllm_kernels.gpu.share import (
     count_whole_tiles,
     finite_or_zero,
     index_of,
+    is_copied,
     key_of,
     load_tile,
     product,
     read_share,
+    reserve_stages,
     value_of,
 )
 
@@ -212,6 +214,7 @@ def post_process_kernel(
         row_start = (block * stride_logits_b + position * stride_logits_l) * ALIGNMENT
         present = count_whole_tiles(V - first, ALIGNED, WIDTH, TILE) > 0
         early = load_tile(logits_ptr + row_start, first, present, ALIGNED, THREADS, WIDTH, VECTORS)
+    stages = reserve_stages(THREADS) if is_copied(ALIGNED, VECTORS, EARLY) else None
     count = tl.sum(chunk_open.to(tl.int32), 0)
     shares = 1 << splits_bits
     dealt = DEALT and count < L
@@ -233,7 +236,7 @@ def post_process_kernel(
     if reads:
         row_start = (block * stride_logits_b + position * stride_logits_l) * ALIGNMENT
         share_maximum, share_sum, share_best, share_token = read_share(
-            logits_ptr + row_start, first, tiles, early, EARLY and not dealt, V,
+            logits_ptr + row_start, first, tiles, early, EARLY and not dealt, stages, V,
             exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED, ALIGNED, THREADS, WIDTH, VECTORS, EARLY,
         )  # fmt: skip
         # Neither is zero: a maximum of 0.0 has a sum of at least 1.

@@ -1,6 +1,7 @@
 """Reading a program's share of a row: its maximum, the sum of its exponentials, and its best candidate.
 
-One pass over the logits, a tile of 16-byte vectors at a time, each tile asked for while the one before is worked on.
+One pass over the logits, a tile of 16-byte vectors at a time, each tile asked for while those before it are worked on:
+one or two tiles ahead in registers or, where rows fill the GPU, three in shared memory (`is_copied`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,17 @@ LN2 = tl.constexpr(0.6931471805599453)
 MAX_SCALED_LOGIT = tl.constexpr(4096.0)
 LOWEST = tl.constexpr(-1e30)  # what running maxima begin at: finite, so that differences are never NaN
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+# In shared memory, each for a tile: one that is worked on, and three that are on their way. A power of two.
+STAGES = tl.constexpr(4)
+# Of Triton, whose layouts `_copied_tile` relies on as the tests have it.
+COPIES = tl.constexpr(triton.__version__.startswith("3.6."))
+
+
+@triton.constexpr_function
+def _compute_capability():
+    """Of the NVIDIA GPU that this is compiled for, times ten; 0 for anything else."""
+    target = None if INTERPRETED else tl.target_info.current_target()
+    return target.arch if target is not None and target.backend == "cuda" else 0
 
 
 @triton.jit
@@ -139,6 +151,30 @@ def _float32(words, dtype: tl.constexpr):
 
 
 @triton.jit
+def _larger_bfloat16(left, right):
+    return tl.inline_asm_elementwise("max.bf16x2 $0, $1, $2;", "=r,r,r", [left, right], tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _larger_float16(left, right):
+    return tl.inline_asm_elementwise("max.f16x2 $0, $1, $2;", "=r,r,r", [left, right], tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _maxima(words, logits, dtype: tl.constexpr):
+    """Of each thread's logits, which it holds in these words too: those of 16 bits are compared in pairs. NaN is passed
+    over, but where all is."""
+    if dtype == tl.float32 or _compute_capability() < 90:
+        return tl.max(logits, 1)
+    else:
+        if dtype == tl.bfloat16:
+            pair = tl.reduce(words, 1, _larger_bfloat16)
+        else:
+            pair = tl.reduce(words, 1, _larger_float16)
+        return tl.max(_float32(pair[:, None], dtype), 1)
+
+
+@triton.jit
 def load_tile(
     row_ptr, start, present, ALIGNED: tl.constexpr, THREADS: tl.constexpr, WIDTH: tl.constexpr, VECTORS: tl.constexpr
 ):
@@ -198,6 +234,82 @@ def _load_last_tile(row_ptr, start, V, THREADS: tl.constexpr, WIDTH: tl.constexp
         return tl.reshape(tl.join(first, second), (THREADS, 8))
 
 
+@triton.constexpr_function
+def is_copied(aligned, vectors, early):
+    """Whether tiles come through shared memory, three ahead, and not through registers.
+
+    Where rows fill the GPU, memory is then read with 97 instead of 95 % of the best reader's bandwidth; of few rows,
+    reading the copies costs more than it gains (H200, docs/kernel.md). Compute capability 10.x has as much shared
+    memory, 12.x less than half; before 9.0 nothing was measured.
+    """
+    return COPIES and 90 <= _compute_capability() < 120 and aligned and vectors == 2 and not early
+
+
+@triton.constexpr_function
+def _stages_of(stage_bytes):
+    """PTX that sets shared memory aside and gives its address. It names it, so a kernel has it once."""
+    return f".shared .align 16 .b8 dllm_stages[{STAGES.value * stage_bytes}];\nmov.u32 $0, dllm_stages; // $1"
+
+
+# PTX of copies into shared memory (cp.async). Each thread copies what it will read itself and sees its own copies once
+# it has waited for them, so that no barrier is needed.
+_COPY = tl.constexpr(
+    """{
+    .reg .pred present;
+    setp.ne.s32 present, $3, 0;
+    @present cp.async.cg.shared.global [$1], [$2], 16;
+    mov.b32 $0, 0;
+    }"""
+)
+_END_GROUP = tl.constexpr("cp.async.commit_group;\nmov.b32 $0, 0; // $1")
+# For all groups but the last three.
+_WAIT = tl.constexpr(f"cp.async.wait_group {STAGES.value - 1};\nmov.b32 $0, 0; // $1")
+_READ = tl.constexpr("ld.shared.v4.b32 {$0, $1, $2, $3}, [$8];")
+
+
+@triton.jit
+def _run(asm: tl.constexpr):
+    """PTX without arguments, for what it does."""
+    tl.inline_asm_elementwise(asm, "=r,r", [0], tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def reserve_stages(THREADS: tl.constexpr):
+    """Each thread's place (THREADS,) in the first of the stages of two vectors a thread: addresses in shared memory."""
+    base = tl.inline_asm_elementwise(_stages_of(THREADS * 32), "=r,r", [0], tl.int32, is_pure=False, pack=1)
+    return base + tl.arange(0, THREADS) * 16
+
+
+@triton.jit
+def _copy_tile(stages, ptr, tile, tiles, THREADS: tl.constexpr, WIDTH: tl.constexpr):
+    """Ask for a tile of two vectors a thread, of `tiles` from `ptr` on, into its stage: a group of its own, even if
+    there is no such tile."""
+    stage = stages + (tile & (STAGES - 1)) * THREADS * 32
+    address = (ptr + tile * THREADS * WIDTH * 2 + tl.arange(0, THREADS) * WIDTH).to(tl.int64)
+    present = tl.full((THREADS,), 0, tl.int32) + (tile < tiles).to(tl.int32)
+    for vector in tl.static_range(2):
+        places = [stage + vector * THREADS * 16, address + vector * THREADS * 16, present]
+        tl.inline_asm_elementwise(_COPY, "=r,r,l,r", places, tl.int32, is_pure=False, pack=1)
+    _run(_END_GROUP)
+
+
+@triton.jit
+def _copied_tile(stages, tile, anchor, THREADS: tl.constexpr):
+    """The words (THREADS, 8) of a tile, once it has come.
+
+    A thread must get the words that it has copied, in a layout of four words a thread at least. That is the layout of a
+    vector that was loaded: of `anchor` (THREADS, 4), which serves for nothing else. The tests read the machine code for
+    it. Triton may do the reads twice, which is why waiting stands apart.
+    """
+    _run(_WAIT)
+    stage = stages + (tile & (STAGES - 1)) * THREADS * 32
+    constraints: tl.constexpr = "=r,=r,=r,=r,r,r,r,r,r,r,r,r"
+    first = tl.inline_asm_elementwise(_READ, constraints, [anchor, stage[:, None]], tl.int32, is_pure=False, pack=4)
+    stage += THREADS * 16
+    second = tl.inline_asm_elementwise(_READ, constraints, [anchor, stage[:, None]], tl.int32, is_pure=False, pack=4)
+    return tl.reshape(tl.join(first, second), (THREADS, 8))
+
+
 @triton.jit
 def _fold_tile(
     words, first, tile, maximum, shift, exp_sum, error, best, best_tile, best_words, V,
@@ -211,7 +323,7 @@ def _fold_tile(
     the same way.
     """
     logits = _float32(words, dtype)
-    tile_maximum = tl.max(logits, 1)
+    tile_maximum = _maxima(words, logits, dtype)
     maximum = tl.maximum(maximum, tile_maximum)
     old_shift = shift
     shift = product(maximum, LOG2E)
@@ -320,22 +432,26 @@ def count_whole_tiles(logits, ALIGNED: tl.constexpr, WIDTH: tl.constexpr, TILE: 
 
 @triton.jit
 def read_share(
-    row_ptr, first, tiles, early, is_first_tile, V, exclude_0, exclude_1, exclude_2, exclude_3, EXCLUDED: tl.constexpr,
-    ALIGNED: tl.constexpr, THREADS: tl.constexpr, WIDTH: tl.constexpr, VECTORS: tl.constexpr, EARLY: tl.constexpr,
+    row_ptr, first, tiles, early, is_first_tile, stages, V, exclude_0, exclude_1, exclude_2, exclude_3,
+    EXCLUDED: tl.constexpr, ALIGNED: tl.constexpr, THREADS: tl.constexpr, WIDTH: tl.constexpr, VECTORS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Maximum and sum of exponentials of one share of a row, and its best candidate's logit and id.
 
     `early` holds words that were read before it was known which share this is: its first tile's, or another's.
+    `stages` are those of `reserve_stages` where tiles are copied.
     """
     TILE: tl.constexpr = THREADS * WIDTH * VECTORS
     dtype: tl.constexpr = row_ptr.dtype.element_ty
     # The next tile is asked for before a tile is worked on, but in a loop of one block of instructions ptxas does so
     # late, when the registers of the tile before are free (docs/kernel.md). After a branch it comes first, for eight
-    # moves a tile. Two tiles in one block take no moves, but 56 registers instead of 48 (sm_90), and are faster where
-    # shares have few tiles: rows of 16 bits that are read early. Many rows of float32 take 1 % longer with a branch,
-    # and 16 bits with ids excluded spill or take up to 104 registers, of which 64 fit: both are left to ptxas.
-    UNROLLED: tl.constexpr = EARLY and ALIGNED and not EXCLUDED and dtype != tl.float32
-    BRANCHES: tl.constexpr = EARLY if dtype == tl.float32 else not (EXCLUDED or UNROLLED)
+    # moves a tile. Two tiles in one block take no moves, and are faster where shares have few tiles, which are read
+    # early; of float32 with a second tile on its way. Of 16 bits with ids excluded they would take up to 104 registers,
+    # of which 64 fit. Copies need no branch; two tiles in one block save arithmetic, but spill with ids excluded.
+    COPIED: tl.constexpr = is_copied(ALIGNED, VECTORS, EARLY)
+    TWO_AHEAD: tl.constexpr = EARLY and ALIGNED and dtype == tl.float32
+    BY_TWO: tl.constexpr = TWO_AHEAD or (not EXCLUDED and (COPIED or (EARLY and ALIGNED)))
+    BRANCHES: tl.constexpr = EARLY if dtype == tl.float32 else not (EXCLUDED or BY_TWO)
     maximum = tl.full((THREADS,), LOWEST, tl.float32)
     shift = maximum * LOG2E
     exp_sum = tl.zeros((THREADS,), tl.float32)
@@ -346,12 +462,28 @@ def read_share(
     whole_tiles = count_whole_tiles(V - first, ALIGNED, WIDTH, TILE)
     whole_tiles = tl.minimum(whole_tiles, tiles)
     ahead = early
-    if not is_first_tile:
-        ahead = load_tile(row_ptr, first, whole_tiles > 0, ALIGNED, THREADS, WIDTH, VECTORS)
-    for tile in tl.range(0, whole_tiles, loop_unroll_factor=2 if UNROLLED else 1):
+    later = early
+    if COPIED:
+        anchor = _load_vector(row_ptr + first, V < 0, ALIGNED, THREADS)  # nothing
+        for tile in tl.static_range(STAGES - 1):
+            _copy_tile(stages, row_ptr + first, tile, whole_tiles, THREADS, WIDTH)
+    else:
+        if not is_first_tile:
+            ahead = load_tile(row_ptr, first, whole_tiles > 0, ALIGNED, THREADS, WIDTH, VECTORS)
+        if TWO_AHEAD:
+            later = load_tile(row_ptr, first + TILE, whole_tiles > 1, ALIGNED, THREADS, WIDTH, VECTORS)
+    for tile in tl.range(0, whole_tiles, loop_unroll_factor=2 if BY_TWO else 1):
         words = ahead
         start = first + (tile + 1) * TILE
-        if not BRANCHES:
+        if COPIED:
+            # Into the stage of the tile before this one. A thread's reads and copies of a place go through shared
+            # memory in their order, and a copy comes hundreds of cycles after it was asked for.
+            _copy_tile(stages, row_ptr + first, tile + (STAGES - 1), whole_tiles, THREADS, WIDTH)
+            words = _copied_tile(stages, tile, anchor, THREADS)
+        elif TWO_AHEAD:
+            ahead = later
+            later = load_tile(row_ptr, start + TILE, tile + 2 < whole_tiles, ALIGNED, THREADS, WIDTH, VECTORS)
+        elif not BRANCHES:
             ahead = load_tile(row_ptr, start, tile + 1 < whole_tiles, ALIGNED, THREADS, WIDTH, VECTORS)
         elif tile + 1 < whole_tiles:
             ahead = load_tile(row_ptr, start, True, ALIGNED, THREADS, WIDTH, VECTORS)
