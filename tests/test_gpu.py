@@ -216,11 +216,12 @@ def test_rows_that_fill_the_gpu_tile_by_tile(dtype, exclude_ids):
         is_masked = torch.rand(blocks, 32, device="cuda", generator=generator) < 0.6
         is_masked[0] = True
         ids = torch.where(is_masked, -1, 5)
+        excluded = [column for column in exclude_ids if column < vocab]
         confidence = torch.empty(blocks, 32, device="cuda")
-        dllm_post_process_fused(logits, ids, -1, 0.0, exclude_ids=exclude_ids, confidence=confidence)
+        dllm_post_process_fused(logits, ids, -1, 0.0, exclude_ids=excluded, confidence=confidence)
         candidates = logits.double()
         total = candidates.logsumexp(-1)
-        candidates[..., list(exclude_ids)] = float("-inf")
+        candidates[..., excluded] = float("-inf")
         best = candidates.amax(-1, keepdim=True)
         token = torch.where(candidates == best, torch.arange(vocab, device="cuda"), vocab).amin(-1)
         assert ids.equal(torch.where(is_masked, token, 5)), vocab
