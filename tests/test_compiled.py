@@ -167,7 +167,7 @@ SPILLING = {
     # One register is put aside before the loop over tiles and taken back after it: two instructions a program.
     **{
         (arch, f"float32, {variant}"): 2
-        for arch in ("sm_90", "sm_100")
+        for arch in ("sm_80", "sm_90", "sm_100")
         for variant in ("rows on 16 bytes, all options", "edits, all options")
     },
     ("sm_90", "bfloat16, blocks of 128, few rows, all options"): 3,
@@ -201,7 +201,7 @@ def test_no_loop_over_tiles_spills(arch, variant):
 
 @pytest.mark.parametrize(
     "variant",
-    [PLAIN, "float32, rows on 16 bytes, no options", "bfloat16, rows on any byte, no options"],
+    [PLAIN, "float32, rows on 16 bytes, no options", MANY_16],
 )
 def test_the_next_tile_is_asked_for_early_in_the_loop(variant):
     """Where ptxas leaves it to itself, at 70 to 80 % of the loop: 1.7 % more time at 128 blocks on an H200."""
@@ -216,10 +216,8 @@ def _wide_loads(sass: list[str]) -> list[int]:
 
 def _layouts(ttgir: str, asm: str) -> set[str]:
     """Which thread has which elements of the results of inline assembly with this text."""
-    names = {re.findall(r"#\w+(?=>)", line.split("loc(")[0])[-1] for line in ttgir.splitlines() if asm in line}
-    return {
-        re.search(rf"^{name} = #ttg.blocked<{{sizePerThread = (.*), order", ttgir, re.MULTILINE)[1] for name in names
-    }
+    names = {re.findall(r"#[\w.]+", line.split("loc(")[0])[-1] for line in ttgir.splitlines() if asm in line}
+    return {re.search(rf"^{name} = (.*)$", ttgir, re.MULTILINE)[1] for name in names}
 
 
 def faults_of_copying(code: dict, in_one: int) -> list[str]:
@@ -230,14 +228,13 @@ def faults_of_copying(code: dict, in_one: int) -> list[str]:
     names = ("cp.async.cg.shared.global", "cp.async.commit_group", "cp.async.wait_group 3", "ld.shared.v4.b32")
     lines = code["ptx"].splitlines()
     done = "".join(str(n) for line in lines for n, name in enumerate(names) if name in line)
-    expected = 3 * "001" + in_one * "001233" + ("001233" if in_one > 1 else "")
-    faults = []
-    if done != expected:
-        faults.append(f"copies, ends of groups, waits and reads come as {done}, not {expected}")
+    expected = rf"(001){{3}}(001233+){{{in_one + (in_one > 1)}}}"  # a read may be there twice
+    faults = [] if re.fullmatch(expected, done) else [f"copies, ends of groups, waits and reads come as {done}"]
     warps = code["code"]["warps"]
-    if _layouts(code["ttgir"], "cp.async.cg") != {f"[1], threadsPerWarp = [32], warpsPerCTA = [{warps}]"}:
+    layout = "#ttg.blocked<{{sizePerThread = [{}], threadsPerWarp = [{}], warpsPerCTA = [{}], order = [{}]}}>"
+    if _layouts(code["ttgir"], "cp.async.cg") != {layout.format(1, 32, warps, 0)}:
         faults.append("threads copy to places that are not their own")
-    if _layouts(code["ttgir"], "ld.shared") != {f"[1, 4], threadsPerWarp = [32, 1], warpsPerCTA = [{warps}, 1]"}:
+    if _layouts(code["ttgir"], "ld.shared") != {layout.format("1, 4", "32, 1", f"{warps}, 1", "1, 0")}:
         faults.append("threads read what others have copied")
     order = re.findall(r"\bDEPBAR\.LE SB0, 0x3|\bLDS\.128", "\n".join(code["sass"]))
     if order[:3] != ["DEPBAR.LE SB0, 0x3", "LDS.128", "LDS.128"]:
@@ -260,8 +257,10 @@ def test_copied_tiles_are_waited_for(arch, variant, in_one):
         ("    _run(_WAIT)\n", ""),
         ("    _run(_END_GROUP)\n", ""),
         ("for tile in tl.static_range(STAGES - 1)", "for tile in tl.static_range(STAGES - 2)"),
-        ("    stage += THREADS * 16\n", "    stage += THREADS * 8\n"),
-        ("words = _copied_tile(stages, tile, anchor", "words = _copied_tile(stages, tile + 1, anchor"),
+        (
+            "anchor = _load_vector(row_ptr + first, V < 0, ALIGNED, THREADS)",
+            "anchor = tl.full((THREADS, 4), 0, tl.int32)",
+        ),
     ],
 )
 def test_copies_that_are_not_waited_for_are_seen(changed, old, new):
@@ -291,8 +290,8 @@ def test_maxima_of_16_bits_are_taken_in_pairs(variant):
     loop = next(loop for loop in _loops(compiled("sm_90", variant)["sass"]) if _wide_loads(loop))
     tiles = sum("MUFU.EX2" in line for line in loop) / 17  # sixteen logits, and what rescales the sum
     assert tiles in (1, 2, 4)
-    assert sum("FMNMX" in line for line in loop) == 3 * tiles
-    assert 4 * tiles <= sum("HMNMX" in line for line in loop) <= 8 * tiles
+    assert sum("FMNMX" in line for line in loop) <= 6 * tiles
+    assert sum("HMNMX" in line for line in loop) >= 4 * tiles
 
 
 def _loops(sass: list[str]) -> Iterator[list[str]]:
@@ -385,12 +384,12 @@ PLANTED = {
         "tl.debug_barrier()  # another thread may have", "#", LONG, "a barrier is gone: barriers of its own 3 to 2",
     ),
     "registers across a step": (
-        "UNROLL: tl.constexpr = 2 if IN_PAIRS else", "UNROLL: tl.constexpr = 8 if IN_PAIRS else", SHORT,
-        "registers 48 to 72, so 24 warps fit on a processor instead of 32",
+        "loop_unroll_factor=2 if BY_TWO", "loop_unroll_factor=8 if BY_TWO", SHORT,
+        "registers 48 to 52, so 32 warps fit on a processor instead of 40",
     ),
     "fewer warps": (
-        "=4, vectors=2, early=False", "=16, vectors=2, early=False", "bfloat16, many rows, no options",
-        "warps a block 4 to 16, bytes of shared memory 256 to 512, so 16 warps fit on a processor instead of 36",
+        "=4, vectors=2, early=False", "=16, vectors=2, early=False", "float16, many rows on any byte, all options",
+        "so 16 warps fit on a processor instead of 24",
     ),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 EVIDENCE = ROOT / "benchmarks" / "evidence"
 TABLES = {
     "README.md": ("kernel-nvidia-h100-80gb-hbm3.json",),
-    "docs/kernel.md": ("kernel-nvidia-h200.json", "kernel-rows-nvidia-h200.json"),
+    "docs/kernel.md": ("kernel-nvidia-h200.json",),
 }
 FIRST_HEAD = "blocks x positions x vocabulary, logits"
 TIMES = {
