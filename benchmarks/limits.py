@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 # How fast a device model reads from its memory: the floor of 128x32x157184-fp32-100 on the device's clock on
 # 2026-11-28, torch 2.11.0+cu130: kernel-<device>.json in benchmarks/evidence, of the H200 kernel-whole-rows-. Noted
-# once, so that a series of shares of it moves with the kernel alone. On 2026-11-30 another H200 read the bfloat16 one at
-# 4640 and the float32 one at 4680 (kernel-nvidia-h200.json there).
+# once, so that a series of shares of it moves with the kernel alone. On 2026-11-30 another H200 read the bfloat16 one
+# at 4640 and the float32 one at 4680 (kernel-nvidia-h200.json there).
 READ_GB_PER_S = {"NVIDIA H100 80GB HBM3": 3060.0, "NVIDIA H200": 4570.0}
 
 FLOOR, EMPTY_KERNEL, PLAIN_CALL = "floor", "empty kernel", "x.add_(1)"
