@@ -87,8 +87,9 @@ _free_by_device: dict[int, Tensor] = {}
 
 def _captured(device: torch.device, elements: int) -> Tensor:
     """A zeroed workspace that the graph under capture owns, for good or until it is destroyed."""
+    elements = -(-elements // _LINE) * _LINE
     with _lock:
-        kept = _kept_by_device.get(device.index, 0) + -(-elements // _LINE) * _LINE
+        kept = _kept_by_device.get(device.index, 0) + elements
         if kept <= _KEPT_ELEMENTS:
             _kept_by_device[device.index] = kept
             return _cut_zeroed(device, elements)
@@ -111,7 +112,7 @@ def _cut_zeroed(device: torch.device, elements: int) -> Tensor:
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         free = _zeros(max(elements, _CHUNK_ELEMENTS), stream, wait=True)
         _kept_chunks.append(free)
-    _free_by_device[device.index] = free[-(-elements // _LINE) * _LINE :]
+    _free_by_device[device.index] = free[elements:]
     return free[:elements]
 
 

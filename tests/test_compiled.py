@@ -223,8 +223,8 @@ def _layouts(ttgir: str, asm: str) -> set[str]:
 def faults_of_copying(code: dict, in_one: int) -> list[str]:
     """What reading tiles through shared memory relies on and the code does not have: before a tile is read, three more
     were asked for, a group each, and all but those three were waited for. The loop is there `in_one` tiles a turn and,
-    if that is more than one, again for what is left. Threads read what they have copied
-    themselves, and no read overtakes a wait in the machine code."""
+    if that is more than one, again for what is left. Threads read what they have copied themselves, and no read
+    overtakes a wait in the machine code."""
     names = ("cp.async.cg.shared.global", "cp.async.commit_group", "cp.async.wait_group 3", "ld.shared.v4.b32")
     lines = code["ptx"].splitlines()
     done = "".join(str(n) for line in lines for n, name in enumerate(names) if name in line)

@@ -157,9 +157,8 @@ def test_first_captured_calls_hold_nothing_that_replays_wait_for(monkeypatch):
     monkeypatch.setattr(workspace, "_kept_by_device", {})
     graphs = [_capture(lambda: dllm_post_process_fused(logits, ids, case.mask_id, 0.5))]
     ((_, elements),) = handed
-    line = -(-elements // 32) * 32
-    monkeypatch.setattr(workspace, "_KEPT_ELEMENTS", 4 * line)
-    monkeypatch.setattr(workspace, "_CHUNK_ELEMENTS", line)  # each is a chunk of its own
+    monkeypatch.setattr(workspace, "_KEPT_ELEMENTS", 4 * elements)
+    monkeypatch.setattr(workspace, "_CHUNK_ELEMENTS", elements)  # each is a chunk of its own
     monkeypatch.setattr(workspace, "_free_by_device", {})
     held = torch.cuda.memory_allocated()
     graphs += [_capture(lambda: dllm_post_process_fused(logits, ids, case.mask_id, 0.5)) for _ in range(5)]
@@ -168,7 +167,7 @@ def test_first_captured_calls_hold_nothing_that_replays_wait_for(monkeypatch):
     places = sorted((begin, begin + 4 * numel) for begin, numel in handed)
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(places))
     gc.collect()
-    assert torch.cuda.memory_allocated() >= held + 5 * 4 * line  # nobody else is given it
+    assert torch.cuda.memory_allocated() >= held + 5 * 4 * elements  # nobody else is given it
     for graph in graphs * 2:
         ids.copy_(case.input_ids)
         graph.replay()

@@ -20,7 +20,7 @@ LOWEST = tl.constexpr(-1e30)  # what running maxima begin at: finite, so that di
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # In shared memory, each for a tile: one that is worked on, and three that are on their way. A power of two.
 STAGES = tl.constexpr(4)
-# Of Triton, whose layouts `_copied_tile` relies on as the tests have it.
+# Only by versions of Triton whose layouts are known to be what `_copied_tile` needs (tests/test_compiled.py).
 COPIES = tl.constexpr(triton.__version__.startswith("3.6."))
 
 
@@ -298,8 +298,8 @@ def _copied_tile(stages, tile, anchor, THREADS: tl.constexpr):
     """The words (THREADS, 8) of a tile, once it has come.
 
     A thread must get the words that it has copied, in a layout of four words a thread at least. That is the layout of a
-    vector that was loaded: of `anchor` (THREADS, 4), which serves for nothing else. The tests read the machine code for
-    it. Triton may do the reads twice, which is why waiting stands apart.
+    vector that was loaded: of `anchor` (THREADS, 4), which serves for nothing else. The tests look for it in what
+    Triton makes of the kernel. Triton may do the reads twice, which is why waiting stands apart.
     """
     _run(_WAIT)
     stage = stages + (tile & (STAGES - 1)) * THREADS * 32
@@ -464,7 +464,7 @@ def read_share(
     ahead = early
     later = early
     if COPIED:
-        anchor = _load_vector(row_ptr + first, V < 0, ALIGNED, THREADS)  # nothing
+        anchor = _load_vector(row_ptr + first, V < 0, ALIGNED, THREADS)  # nothing: see `_copied_tile`
         for tile in tl.static_range(STAGES - 1):
             _copy_tile(stages, row_ptr + first, tile, whole_tiles, THREADS, WIDTH)
     else:
