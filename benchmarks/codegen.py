@@ -67,17 +67,19 @@ VARIANTS = (
         "float16, many rows on any byte, all options": Variant("float16", 50257, options=True, many_rows=True),
         "bfloat16, edits, rows on any byte, all options": Variant("bfloat16", 50257, options=True, edit_threshold=0.5),
         "bfloat16, blocks of 128, few rows, all options": Variant("bfloat16", options=True, block_length=128),
+        "bfloat16, edits, blocks of 300, all options": Variant(
+            "bfloat16", options=True, edit_threshold=0.5, block_length=300
+        ),
         "bfloat16, blocks of 300, many rows on any byte, all options": Variant(
             "bfloat16", 50257, options=True, many_rows=True, block_length=300
         ),
     }
     | {
-        # The longest blocks whose rows are dealt, and longer ones, which take other branches.
+        # The longest that few rows come in whole, and in parts.
         f"bfloat16, blocks of {length}, {rows} rows, {'all options' if options else 'no options'}": Variant(
             "bfloat16", options=options, many_rows=rows == "many", block_length=length
         )
-        for length in (256, 300)
-        for rows in ("few", "many")
+        for length, rows in ((256, "few"), (300, "few"), (300, "many"))
         for options in (False, True)
     }
 )

@@ -71,9 +71,9 @@ def _kernel_longer(cycles: str, where: str = "True") -> tuple[Edit, ...]:
         while now - started < SPIN:
             now = {clock}
 """
-    parameter = "    DEALT: tl.constexpr,\n"
-    constant = "            block_length <= MAX_BLOCK_L,  # DEALT\n"
-    decided = "    if DEALT:\n        tl.store(counter_ptr, 0)\n"
+    parameter = "    PARTED: tl.constexpr,\n"
+    constant = "            parts > 1,  # PARTED\n"
+    decided = "    tl.store(counter_ptr, 0)\n    if remaining_ptr"
     return (
         Edit(KERNEL, parameter, f"{parameter}    SPIN: tl.constexpr,\n"),
         Edit(KERNEL, decided, wait + decided),
@@ -104,7 +104,7 @@ _EXTRA_READ = _READ.replace(
     "share_maximum, share_sum, share_best, share_token", "extra_maximum, extra_sum, extra_best, extra_token"
 )
 _READ_ANYWAY = (
-    "    if DEALT:\n"
+    "    if (program >> splits_bits) < length:\n"
     "        row_start = (block * stride_logits_b + (program >> splits_bits) * stride_logits_l) * ALIGNMENT\n"
     f"{_EXTRA_READ}        reads = reads & (tl.abs(extra_sum) != 1e38)\n"
 )

@@ -109,14 +109,23 @@ def _cut_zeroed(device: torch.device, elements: int) -> Tensor:
     """Zeroed memory from outside the graph's pool, cleared before this returns, without a node in the graph."""
     free = _free_by_device.get(device.index)
     if free is None or free.numel() < elements:
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        free = _zeros(max(elements, _CHUNK_ELEMENTS), stream, wait=True)
+        free = _zeros(max(elements, _CHUNK_ELEMENTS), _own_stream(device), wait=True)
         _kept_chunks.append(free)
     _free_by_device[device.index] = free[elements:]
     return free[:elements]
 
 
+@functools.cache
+def _own_stream(device: torch.device) -> torch.cuda.ExternalStream:
+    """A stream of the current device that nobody else has: PyTorch's are 32, handed out in turn, and one of them may be
+    under capture."""
+    handle = ctypes.c_void_p()
+    _check(_libcuda().cuStreamCreate(ctypes.byref(handle), _STREAM_NON_BLOCKING))
+    return torch.cuda.ExternalStream(handle.value, device)  # type: ignore[no-untyped-call]
+
+
 # CUDA driver API, cuda.h: values and signatures.
+_STREAM_NON_BLOCKING = 1
 _CAPTURE_MODE_RELAXED = 2
 _USER_OBJECT_NO_DESTRUCTOR_SYNC = 1
 _GRAPH_USER_OBJECT_MOVE = 1

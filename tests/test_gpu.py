@@ -19,7 +19,7 @@ from dllm_kernels import (
     workspace,
     workspace_size,
 )
-from tests.calls import ALL_OUTPUTS, call, make_case, poisoned_outputs
+from tests.calls import ALL_OUTPUTS, call, check, make_case, poisoned_outputs
 
 pytestmark = pytest.mark.gpu
 
@@ -174,6 +174,29 @@ def test_first_captured_calls_hold_nothing_that_replays_wait_for(monkeypatch):
         assert ids.cpu().equal(_expected(case))
 
 
+def test_memory_for_captured_calls_is_never_zeroed_on_a_stream_under_capture(monkeypatch):
+    """PyTorch hands its 32 streams out in turn: here the next one is the one that captures."""
+    case = make_case(2, 32, 20_000, threshold=0.5)
+    logits, ids = _on_gpu(case)
+    monkeypatch.setattr(workspace, "_free_by_device", {})
+    monkeypatch.setattr(workspace, "_kept_by_device", {})
+    stream = torch.cuda.Stream()
+
+    def run():
+        if torch.cuda.is_current_stream_capturing():
+            while torch.cuda.Stream().cuda_stream != stream.cuda_stream:
+                pass
+            for _ in range(31):
+                torch.cuda.Stream()
+        dllm_post_process_fused(logits, ids, case.mask_id, 0.5)
+
+    graph = _capture(run, stream)
+    assert torch.cuda.Stream().cuda_stream == stream.cuda_stream
+    ids.copy_(case.input_ids)
+    graph.replay()
+    assert ids.cpu().equal(_expected(case))
+
+
 def test_memory_of_a_destroyed_graph_is_used_again(monkeypatch):
     monkeypatch.setattr(workspace, "_KEPT_ELEMENTS", 0)
     case = make_case(4, 32, 20_000, threshold=0.5)
@@ -265,29 +288,40 @@ def test_streams_and_threads_at_once():
     assert wrong == dict.fromkeys(range(8), 0)
 
 
-@pytest.mark.parametrize("shape", [(1, 32, 128_000), (16, 32, 4_000), (1, 1024, 2_000)], ids=str)
-def test_100_000_repetitions_agree(shape):
-    """A missing fence shows as a rare different answer."""
-    case = make_case(*shape, dtype=torch.float16, threshold=0.7, masked_share=0.9, seed=3)
+@pytest.mark.parametrize(
+    ("shape", "threshold"),
+    [
+        ((1, 32, 128_000), 0.7),
+        ((16, 32, 4_000), 0.7),
+        ((1, 1024, 2_000), 0.7),
+        ((1, 1024, 2_000), 2.0),
+        ((1, 9000, 40), 2.0),
+    ],
+    ids=str,
+)
+def test_100_000_repetitions_agree(shape, threshold):
+    """A missing fence shows as a rare different answer; with a threshold of 2 a part writes another's fallback."""
+    case = make_case(*shape, dtype=torch.float16, threshold=threshold, masked_share=0.9, seed=3)
     logits, prepared = _on_gpu(case)
     ids = prepared.clone()
-    confidence = torch.empty(ids.shape, device="cuda")
-    dllm_post_process_fused(logits, ids, case.mask_id, 0.7, confidence=confidence)
-    expected_ids, expected_confidence = ids.clone(), confidence.clone()
+    outputs = poisoned_outputs(ids, ALL_OUTPUTS)
+    dllm_post_process_fused(logits, ids, case.mask_id, threshold, **outputs)
+    expected = [ids.clone(), *(output.clone() for output in outputs.values())]
     wrong = torch.zeros((), dtype=torch.int64, device="cuda")
 
     def repeat():
         for _ in range(100):
             ids.copy_(prepared)
-            dllm_post_process_fused(logits, ids, case.mask_id, 0.7, confidence=confidence)
-            wrong.add_((ids != expected_ids).sum() + (confidence != expected_confidence).sum())
+            dllm_post_process_fused(logits, ids, case.mask_id, threshold, **outputs)
+            for now, one in zip((ids, *outputs.values()), expected, strict=True):
+                wrong.add_((now != one).sum())
 
     graph = _capture(repeat)
     wrong.zero_()
     for _ in range(334):
         graph.replay()
     assert wrong.item() == 0
-    assert expected_ids.cpu().equal(_expected(case))
+    assert check(case, "triton", "cuda").input_ids.equal(expected[0].cpu())
 
 
 # (B, L, V). Few rows are cut into as many shares as run at once, so they are the smaller part; three times a round.
@@ -308,9 +342,9 @@ def plans():
 
 def _cut(plan):
     """Which rows, by whether their first tile is read early, and into how many shares each is cut."""
-    (programs, _, _), *_ = plan.launches
-    length, early = plan.scalars[0], plan.constants[4]
-    return "few" if early else "many", "whole" if programs == length else "in shares"
+    (programs, *_), *_ = plan.launches
+    part_length, early = plan.scalars[1], plan.constants[4]
+    return "few" if early else "many", "whole" if programs == part_length else "in shares"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -426,7 +460,7 @@ def _compiled_kernels() -> int:
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("backend", ["triton", "reference"])
-@pytest.mark.parametrize("block_length", [32, 300])  # positions dealt among programs, and not
+@pytest.mark.parametrize("block_length", [32, 300])  # whole, and in parts
 def test_flags_may_lie_in_pinned_memory_of_the_host(backend, block_length):
     case = make_case(3, block_length, 5_000, threshold=0.5, masked_share=0.4)
     logits, ids = _on_gpu(case)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from dllm_kernels import dllm_post_process_fused, workspace_size
+from dllm_kernels import dllm_post_process_fused, gpu, workspace_size
 from tests.calls import DEVICE, call, make_case
 
 
@@ -18,6 +19,16 @@ def test_one_workspace_serves_every_smaller_call_in_any_order():
         dllm_post_process_fused(case.logits.to(DEVICE), ids, case.mask_id, 0.5, workspace=workspace, backend="triton")
         assert ids.cpu().equal(call(case, "reference", "cpu").input_ids)
         assert not workspace.any()
+
+
+@pytest.mark.parametrize("blocks", [1, 40, 3000])  # of few rows and of many
+@pytest.mark.parametrize("vocab", [40, 5000, 200_000])
+def test_size_is_enough_for_blocks_of_any_length(blocks, vocab):
+    """In parts, which may have a position more than there is."""
+    for length in (*range(1, 300), *range(300, 5000, 101)):
+        logits = torch.empty(1).expand(blocks, length, vocab)
+        ids = torch.empty(1, dtype=torch.int64).expand(blocks, length)
+        assert gpu._Plan(logits, ids, True, None, None, False).workspace_elements <= workspace_size(logits)
 
 
 def test_size_grows_with_rows_only():

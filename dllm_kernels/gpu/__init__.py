@@ -15,23 +15,21 @@ from torch import Tensor
 
 from dllm_kernels import workspace as workspaces
 from dllm_kernels.checks import NO_OUTPUTS, Outputs
-from dllm_kernels.gpu.kernel import post_process_kernel
+from dllm_kernels.gpu.kernel import COUNTER_WORDS, SUMMARY_WORDS, post_process_kernel
 from dllm_kernels.gpu.share import INTERPRETED
 
-MAX_PROGRAMS = 2**31 - 1  # of a launch's first dimension: those of one block
-MAX_BLOCKS = 2**16 - 1  # of a launch's second dimension
+MAX_GRID = 2**16 - 1  # of a launch's second and third dimension: a block's parts, and blocks
 # Few rows are split into as many programs as run at the same time; for many see ROUNDS.
 PROGRAMS_PER_PROCESSOR = 4
 INTERPRETED_PROCESSORS = 16  # that Triton's interpreter is taken to have
-# Positions that the last program combines at a time. Few are rounded up until every thread has a share of its own:
-# threads that hold copies write the same shared memory at once. Rows of longer blocks are not dealt.
-MAX_BLOCK_L = 256
+# Most positions of a part: blocks that are longer than a configuration takes whole have several, of about the same
+# length. What the last program combines at once takes registers, of 256 positions so many that the kernel no longer
+# fills the GPU. Few positions are rounded up until every thread has a share of its own: threads that hold copies write
+# the same shared memory at once.
+MAX_PART_L = 32
 MAX_VOCAB = 2**30  # so that columns and tile ends fit int32
 
-# int32 words of the workspace: a share's row maximum, sum of exponentials, candidate's logit and id; a block's number
-# of programs that have counted themselves.
-RESULT_WORDS = 4
-COUNTER_WORDS = 2
+RESULT_WORDS = 4  # int32 words of the workspace: a share's row maximum, sum of exponentials, candidate's logit and id
 
 
 class Config(NamedTuple):
@@ -43,6 +41,7 @@ class Config(NamedTuple):
     num_warps: int
     vectors: int
     early: bool  # read the first tile before it is known whether the row is masked
+    whole: int  # positions of the longest block that is not cut into parts
     least_tiles: int = 1
 
 
@@ -50,16 +49,19 @@ class Config(NamedTuple):
 # 3.6.0) in a CUDA graph, all rows masked; docs/kernel.md has what else was tried:
 CONFIGS = (
     # One tile: a share more would only be one more partial result to combine.
-    Config(max_vocab=1024, max_splits=1, num_warps=4, vectors=1, early=False),
+    Config(max_vocab=1024, max_splits=1, num_warps=4, vectors=1, early=False, whole=32),
     # 1x32x128000 fp16 with warm L2 4.5 us (read early: 4.8 without; 4 splits of 16 warps: 0.6 more), cold 6.2.
-    Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=8, vectors=2, early=True),
+    # In parts rows keep their shares, so that the fewer are masked, the fewer programs have work: on an H200 256
+    # positions take 22.2 us instead of 26.9 where all are masked, 18.9 instead of 18.6 half masked, 14.4 instead of 8.1
+    # with 6 % masked.
+    Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=8, vectors=2, early=True, whole=256),
 )
 # Where rows alone fill the GPU, by bytes of a logit, so that a tile is of 2048 logits: 128x32x157184 bf16 takes 426 us
 # with 4 warps, 442 with 8; fp32 in two shares 848 with 4, 836 with 8. Read early, 6 % of the rows masked take 44 us
 # instead of 36.
 MANY_ROWS = {
-    2: Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=4, vectors=2, early=False, least_tiles=8),
-    4: Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=8, vectors=2, early=False, least_tiles=8),
+    2: Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=4, vectors=2, early=False, whole=32, least_tiles=8),
+    4: Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=8, vectors=2, early=False, whole=32, least_tiles=8),
 }
 # Such rows are split too, into as many programs as run at the same time this many times: the last ones to start leave
 # much of the GPU idle, less of it the shorter they are. 20x32x157184 bf16 takes 71 us in eight shares and 77 whole. But
@@ -77,7 +79,10 @@ def _config(vocab: int) -> Config:
 def workspace_size(logits: Tensor) -> int:
     """See `dllm_kernels.workspace_size`."""
     *batch, vocab = logits.shape
-    return math.prod(batch) * (RESULT_WORDS * _config(vocab).max_splits + COUNTER_WORDS)
+    # A counter for every position, though a part needs one: the others pay for what parts come to, and for the results
+    # of a position that some parts have less than others. So it is as long as parts have 17 positions and more.
+    elements: int = math.prod(batch) * (RESULT_WORDS * _config(vocab).max_splits + COUNTER_WORDS.value)
+    return elements
 
 
 def programs_at_once(device: torch.device) -> int:
@@ -111,18 +116,20 @@ class _Plan:
         total_tiles = -(-vocab // (threads * width * config.vectors))
         # The largest power of two: programs find their row and share by bits.
         splits_bits = max(1, min(config.max_splits, total_tiles // config.least_tiles, splits)).bit_length() - 1
-        programs = block_length << splits_bits
-        if programs > MAX_PROGRAMS:
+        parts = -(-block_length // MAX_PART_L) if block_length > config.whole else 1
+        if parts > MAX_GRID:
             raise ValueError(
-                f"logits: expected blocks of at most {MAX_PROGRAMS >> splits_bits} positions on 'triton'; "
-                f"got {block_length}"
+                f"logits: expected blocks of at most {MAX_GRID * MAX_PART_L} positions on 'triton'; got {block_length}"
             )
+        part_length = -(-block_length // parts)
+        programs = part_length << splits_bits
         # Grids, each with its first block.
         self.launches = tuple(
-            (programs, min(blocks - first, MAX_BLOCKS), first) for first in range(0, blocks, MAX_BLOCKS)
+            (programs, parts, min(blocks - first, MAX_GRID), first) for first in range(0, blocks, MAX_GRID)
         )
-        words = blocks * programs
-        self.workspace_elements = RESULT_WORDS * words + COUNTER_WORDS * blocks
+        words = blocks * parts * programs
+        slot_words = COUNTER_WORDS.value + (SUMMARY_WORDS.value if parts > 1 else 0)
+        self.workspace_elements = RESULT_WORDS * words + slot_words * blocks * parts
         # The stride of an absent batch is 0: there is one block.
         if not batch:
             logits_strides, ids_strides = (0, *logits_strides), (0, *ids_strides)
@@ -131,6 +138,7 @@ class _Plan:
         alignment = width if aligned else 1
         self.scalars = (
             block_length,
+            part_length,
             vocab,
             splits_bits,
             -(-total_tiles >> splits_bits),  # tiles
@@ -151,8 +159,8 @@ class _Plan:
             config.early,
             threads,
             width,
-            min(max(1 << (block_length - 1).bit_length(), threads // config.max_splits), MAX_BLOCK_L),  # BLOCK_L
-            block_length <= MAX_BLOCK_L,  # DEALT
+            max(1 << (part_length - 1).bit_length(), threads // config.max_splits),  # BLOCK_L
+            parts > 1,  # PARTED
         )
         # As `launch` is given them, with DEPENDENT, which is compiled in and not read again.
         self.scalars_and_constants = (*self.scalars, *self.constants, True)
@@ -269,8 +277,8 @@ def post_process(
     if plan.launch is None or getattr(before, "calls", before) or getattr(after, "calls", after):
         dependent = can_depend()
         options = {"launch_pdl": True} if dependent else {}
-        for programs, blocks, first_block in plan.launches:
-            compiled = post_process_kernel[(programs, blocks)](
+        for *grid, first_block in plan.launches:
+            compiled = post_process_kernel[tuple(grid)](
                 logits, input_ids, prompt_mask, thresholds, *outputs, workspace, mask_id, number,
                 edit_threshold, *excluded, first_block, *plan.scalars, *plan.constants, dependent, num_warps=plan.warps,
                 **options,
@@ -278,11 +286,11 @@ def post_process(
         if is_cuda:
             plan.keep(compiled)
         return
-    for programs, blocks, first_block in plan.launches:
+    for programs, parts, blocks, first_block in plan.launches:
         plan.launch(
             programs,
+            parts,
             blocks,
-            1,
             stream,
             *plan.compiled,
             logits_start,

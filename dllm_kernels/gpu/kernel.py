@@ -5,11 +5,19 @@ of one row's vocabulary and publishes what it found in the workspace: maximum, s
 its id. The last program of a block waits for what the others publish, combines the shares, decides, writes, and clears
 the workspace for the next call.
 
+A long block is dealt out into n parts, the i-th of them position i and every n-th after it. Each is read and decided
+like a block of its own, but for the fallback: the last program of a part publishes what the part has come to, and that
+of the last part falls back if no part has accepted a token.
+
 Memory model. A result is two 64-bit words, each stored at once by a relaxed atomic and never zero, so a word that is
 not zero is all there: no fence. Programs that no share is dealt to count themselves. A program publishes, or counts
 itself, because of the ids that it has read; so the last program, which overwrites ids after it has heard of all others,
 cannot be seen by those reads (the PTX memory model's "no thin air"). With edits it alone reads ids. It waits for
 programs of lower index alone, and GPUs start programs in order.
+
+Of parts each overwrites its own ids, but for the fallback, which the last part writes once it has heard of all: a part
+names it because of the ids that it has read, and what else it reads of that id it does not use, since the position is
+open. `accepted` of a part's fallback is written by the last part alone: stores of two programs have no order.
 """
 
 from __future__ import annotations
@@ -24,6 +32,7 @@ from dllm_kernels.gpu.share import (
     index_of,
     is_copied,
     key_of,
+    key_of_ordered,
     load_tile,
     product,
     read_share,
@@ -38,21 +47,26 @@ MOST_POLLS = tl.constexpr(2**27)  # a minute or two, after which what is waited 
 # In the fallback, a confidence of NaN comes after every probability, and a row that is not masked after that.
 RANK_NAN = tl.constexpr(-1)
 RANK_UNMASKED = tl.constexpr(-2)
+RANK_ACCEPTED = tl.constexpr(2**30)  # of a part that accepts a token, so that the block does not fall back
+# int32 words of a part's slot in the workspace: its counter, on 64 bits, and where a block has several what it came to.
+COUNTER_WORDS = tl.constexpr(2)
+SUMMARY_WORDS = tl.constexpr(4)
 
 
 @triton.jit
 def _load_open(
-    ids_ptr, prompt_ptr, positions, mask_id, L, stride_ids_l: tl.int64, stride_prompt_l: tl.int64, EDITED: tl.constexpr
-):
-    """Which of a block's positions are open to change, so that their rows are read: the masked ones; with edits, all
+    ids_ptr, prompt_ptr, positions, mask_id, length, stride_ids_l: tl.int64, stride_prompt_l: tl.int64,
+    EDITED: tl.constexpr,
+):  # fmt: skip
+    """Which of a part's positions are open to change, so that their rows are read: the masked ones; with edits, all
     outside the prompt.
     """
-    in_block = positions < L
-    is_open = in_block
+    in_part = positions < length
+    is_open = in_part
     if not EDITED:
-        is_open = in_block & (tl.load(ids_ptr + positions * stride_ids_l, mask=in_block, other=0) == mask_id)
+        is_open = in_part & (tl.load(ids_ptr + positions * stride_ids_l, mask=in_part, other=0) == mask_id)
     if prompt_ptr is not None:
-        is_open = is_open & (tl.load(prompt_ptr + positions * stride_prompt_l, mask=in_block, other=1) == 0)
+        is_open = is_open & (tl.load(prompt_ptr + positions * stride_prompt_l, mask=in_part, other=1) == 0)
     return is_open
 
 
@@ -135,11 +149,74 @@ def _combine_shares(sums, bests):
     return tl.exp(value_of(key) - shift) / total, index_of(key)
 
 
+@triton.jit
+def _publish_part(counter_ptr, rank, places, fallback, candidate, left):
+    """What a part of a block has come to: its fallback's rank, place in the block and id, or that it has accepted some;
+    and how many are left masked if it does not fall back."""
+    place = tl.sum(tl.where(fallback, places, 0), 0)
+    token = tl.sum(tl.where(fallback, candidate, 0), 0)
+    summary_ptr = counter_ptr.to(tl.pointer_type(tl.int64)) + 1
+    # Neither is zero: ranks start below it, ids are stored one higher.
+    tl.atomic_xchg(summary_ptr, key_of_ordered(rank - RANK_UNMASKED + 1, place), sem="relaxed")
+    tl.atomic_xchg(summary_ptr + 1, ((token + 1).to(tl.int64) << 32) | left, sem="relaxed")
+
+
+@triton.jit
+def _fall_back(
+    counter_ptr, idle, ids_ptr, stride_ids_l: tl.int64, mask_id: tl.int64, accepted_ptr, THREADS: tl.constexpr
+):
+    """By the last program of a block in parts: wait for them, and write the block's fallback if none has accepted.
+
+    `counter_ptr` and `idle` are those of its own part, `ids_ptr` and `accepted_ptr` the block's. Returns how many
+    positions are left masked.
+    """
+    parts = tl.num_programs(1)
+    SLOT: tl.constexpr = (COUNTER_WORDS + SUMMARY_WORDS) // 2
+    summaries_ptr = counter_ptr.to(tl.pointer_type(tl.int64)) + (1 - parts) * SLOT + 1
+    top = tl.full((), 0, tl.int64)
+    top_token = 0
+    left = 0
+    first = 0
+    while first < parts:
+        part = first + tl.arange(0, THREADS)[:, None]
+        there = part < parts
+        key_ptrs = summaries_ptr + part * SLOT
+        # The counter still stands at `idle`: it is cleared after this.
+        keys, others = _await(key_ptrs, key_ptrs + 1, counter_ptr, there, idle)
+        tl.debug_barrier()  # as for the shares' words
+        tl.store(key_ptrs, tl.zeros(there.shape, tl.int64), mask=there)
+        tl.store(key_ptrs + 1, tl.zeros(there.shape, tl.int64), mask=there)
+        keys = tl.where(there, keys, 0)
+        others = tl.where(there, others, 0)
+        left += tl.sum(tl.sum(others.to(tl.int32), 1), 0)
+        if accepted_ptr is not None:
+            tl.store(accepted_ptr + index_of(keys), 0, mask=there & _is_fallback(keys))
+        chunk_top = tl.max(tl.max(keys, 1), 0)
+        if chunk_top > top:
+            top = chunk_top
+            top_token = tl.max(tl.max(tl.where(keys == top, (others >> 32).to(tl.int32) - 1, 0), 1), 0)
+        first += THREADS
+    if _is_fallback(top):
+        tl.store(ids_ptr + index_of(top) * stride_ids_l, top_token.to(ids_ptr.dtype.element_ty))
+        if accepted_ptr is not None:
+            tl.debug_barrier()  # another thread may have stored 0 there
+            tl.store(accepted_ptr + index_of(top), 1)
+        left -= (top_token != mask_id).to(tl.int32)
+    return left
+
+
+@triton.jit
+def _is_fallback(keys):
+    """Of a part's key: whether it names a token to fall back to."""
+    ranks = (keys >> 32).to(tl.int32) - 1 + RANK_UNMASKED
+    return (ranks > RANK_UNMASKED) & (ranks < RANK_ACCEPTED)
+
+
 @triton.jit(
     do_not_specialize=[
-        "mask_id", "threshold", "exclude_0", "exclude_1", "exclude_2", "exclude_3", "first_block", "L", "splits_bits",
-        "tiles", "total_tiles", "words", "stride_logits_b", "stride_logits_l", "stride_ids_b", "stride_ids_l",
-        "stride_prompt_b", "stride_prompt_l", "stride_threshold",
+        "mask_id", "threshold", "exclude_0", "exclude_1", "exclude_2", "exclude_3", "first_block", "L",
+        "part_length", "splits_bits", "tiles", "total_tiles", "words", "stride_logits_b", "stride_logits_l",
+        "stride_ids_b", "stride_ids_l", "stride_prompt_b", "stride_prompt_l", "stride_threshold",
     ],
     do_not_specialize_on_alignment=[
         "ids_ptr", "prompt_ptr", "threshold_ptr", "confidence_ptr", "tokens_ptr", "accepted_ptr", "remaining_ptr",
@@ -155,7 +232,7 @@ def post_process_kernel(
     tokens_ptr,  # (B, L) or None
     accepted_ptr,  # (B, L) or None
     remaining_ptr,  # (B,) or None
-    workspace_ptr,  # zeros; results (2, words) of 64 bits, then counters (B,) of 32 on 64
+    workspace_ptr,  # zeros of 64 bits; results (2, words), then a counter for each part, with a summary if PARTED
     mask_id: tl.int64,
     threshold: tl.float32,
     edit_threshold,  # float32 or None, which a parameter with a type could not be
@@ -165,11 +242,12 @@ def post_process_kernel(
     exclude_3: tl.int32,
     first_block: tl.int64,
     L: tl.int32,
+    part_length: tl.int32,
     V: tl.int32,
     splits_bits: tl.int32,  # of 2 ** splits_bits shares a row where all are masked
     tiles: tl.int32,  # of such a share
     total_tiles: tl.int32,  # of a row
-    words: tl.int64,  # B * L * 2 ** splits_bits
+    words: tl.int64,  # of all parts of all blocks, part_length * 2 ** splits_bits each
     stride_logits_b: tl.int64,  # in units of ALIGNMENT, so that the compiler knows the rows' alignment
     stride_logits_l: tl.int64,
     stride_ids_b: tl.int64,
@@ -185,7 +263,7 @@ def post_process_kernel(
     THREADS: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_L: tl.constexpr,
-    DEALT: tl.constexpr,
+    PARTED: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     TILE: tl.constexpr = THREADS * WIDTH * VECTORS
@@ -193,19 +271,37 @@ def post_process_kernel(
     EDITED: tl.constexpr = edit_threshold is not None
     program = tl.program_id(0)
     programs = tl.num_programs(0)
-    block = first_block + tl.program_id(1)
+    block = first_block + tl.program_id(2)
+    slot = block  # of the workspace
+    length = L
+    slot_words = COUNTER_WORDS
+    if PARTED:
+        part = tl.program_id(1)
+        parts = tl.num_programs(1)
+        slot = block * parts + part
+        length = part_length - (part >= L - (part_length - 1) * parts).to(tl.int32)
+        slot_words = COUNTER_WORDS + SUMMARY_WORDS
     if DEPENDENT:  # on what ran before, whose results are read from here on
         tl.extra.cuda.gdc_wait()
-    ids_ptr += block * stride_ids_b
+    block_ids_ptr = ids_ptr + block * stride_ids_b
+    block_stride_ids_l = stride_ids_l
+    ids_ptr = block_ids_ptr
     if prompt_ptr is not None:
         prompt_ptr += block * stride_prompt_b
-    chunk_open = _load_open(
-        ids_ptr, prompt_ptr, tl.arange(0, BLOCK_L), mask_id, L, stride_ids_l, stride_prompt_l, EDITED
-    )
+    if PARTED:  # from here on its own positions
+        ids_ptr += part * stride_ids_l
+        logits_ptr += part * stride_logits_l * ALIGNMENT
+        stride_ids_l *= parts
+        stride_logits_l *= parts
+        if prompt_ptr is not None:
+            prompt_ptr += part * stride_prompt_l
+            stride_prompt_l *= parts
+    positions = tl.arange(0, BLOCK_L)
+    is_open = _load_open(ids_ptr, prompt_ptr, positions, mask_id, length, stride_ids_l, stride_prompt_l, EDITED)
     if threshold_ptr is not None:
         threshold = tl.load(threshold_ptr + block * stride_threshold)
-    results_ptr = workspace_ptr.to(tl.pointer_type(tl.int64)) + block * programs
-    counter_ptr = workspace_ptr + 4 * words + 2 * block
+    results_ptr = workspace_ptr.to(tl.pointer_type(tl.int64)) + slot * programs
+    counter_ptr = workspace_ptr + 4 * words + slot_words * slot
 
     position = program >> splits_bits
     first = (program & ((1 << splits_bits) - 1)) * tiles * TILE
@@ -213,26 +309,22 @@ def post_process_kernel(
     if EARLY:
         row_start = (block * stride_logits_b + position * stride_logits_l) * ALIGNMENT
         present = count_whole_tiles(V - first, ALIGNED, WIDTH, TILE) > 0
+        if PARTED:  # some have a position less than there are programs for
+            present = present & (position < length)
         early = load_tile(logits_ptr + row_start, first, present, ALIGNED, THREADS, WIDTH, VECTORS)
     stages = reserve_stages(THREADS) if is_copied(ALIGNED, VECTORS, EARLY) else None
-    count = tl.sum(chunk_open.to(tl.int32), 0)
+    count = tl.sum(is_open.to(tl.int32), 0)
     shares = 1 << splits_bits
-    dealt = DEALT and count < L
-    if DEALT:
-        reads = position < count
-        if dealt:
+    dealt = count < part_length
+    reads = position < count
+    if dealt:
+        if not PARTED:  # of all parts rows are cut alike, so that those of equal bits tie
             shares = tl.minimum(programs // tl.maximum(count, 1), SPLITS)
-            row = program // shares  # of those that are open
-            reads = row < count
-            position = tl.sum((tl.cumsum(chunk_open.to(tl.int32), 0) <= row).to(tl.int32), 0)
-            tiles = (total_tiles + shares - 1) // shares
-            first = (program - row * shares) * tiles * TILE
-    else:
-        reads = position < L
-        if not EDITED:
-            reads = tl.load(ids_ptr + position * stride_ids_l) == mask_id
-        if prompt_ptr is not None:
-            reads = reads & (tl.load(prompt_ptr + position * stride_prompt_l) == 0)
+        row = program // shares  # of those that are open
+        reads = row < count
+        position = tl.sum((tl.cumsum(is_open.to(tl.int32), 0) <= row).to(tl.int32), 0)
+        tiles = (total_tiles + shares - 1) // shares
+        first = (program - row * shares) * tiles * TILE
     if reads:
         row_start = (block * stride_logits_b + position * stride_logits_l) * ALIGNMENT
         share_maximum, share_sum, share_best, share_token = read_share(
@@ -242,7 +334,7 @@ def post_process_kernel(
         # Neither is zero: a maximum of 0.0 has a sum of at least 1.
         tl.atomic_xchg(results_ptr + program, _word(share_maximum, share_sum), sem="relaxed")
         tl.atomic_xchg(results_ptr + words + program, _word(share_best, share_token + 1), sem="relaxed")
-    elif DEALT and count > 0:
+    elif count > 0:
         tl.debug_barrier()  # every warp reads the ids: all have done so before one thread tells
         tl.atomic_add(counter_ptr, 1, sem="relaxed")
     if DEPENDENT:
@@ -250,32 +342,32 @@ def post_process_kernel(
     if program != programs - 1:
         return
 
+    # One turn: BLOCK_L holds all positions. As a loop that could read ids again it keeps what Triton 3.6 and its ptxas
+    # make of the rest as fast as it is: without, one block of 16 bits takes up to 14 % longer (H200, docs/kernel.md).
     left = 0
-    accepting = False
-    top_rank = RANK_UNMASKED
-    top_position = 0
-    top_token = 0
-    start = 0
-    while start < L:
-        positions = start + tl.arange(0, BLOCK_L)
-        in_block = positions < L
-        if start > 0:
-            chunk_open = _load_open(ids_ptr, prompt_ptr, positions, mask_id, L, stride_ids_l, stride_prompt_l, EDITED)
-        chunk_masked = chunk_open
+    idle = 0
+    turn = 0
+    while turn < length:
+        positions = turn + tl.arange(0, BLOCK_L)
+        if turn > 0:
+            is_open = _load_open(ids_ptr, prompt_ptr, positions, mask_id, length, stride_ids_l, stride_prompt_l, EDITED)
+        in_part = positions < length
+        is_masked = is_open
         if EDITED:
-            ids = tl.load(ids_ptr + positions * stride_ids_l, mask=in_block, other=0)
-            chunk_masked = chunk_open & (ids == mask_id)
+            ids = tl.load(ids_ptr + positions * stride_ids_l, mask=in_part, other=0)
+            is_masked = is_open & (ids == mask_id)
         confidence = tl.full((BLOCK_L,), float("-inf"), tl.float32)
         candidate = tl.zeros((BLOCK_L,), tl.int32)
-        passed = chunk_masked
-        if (count > 0) | (not DEALT):
+        passed = is_masked
+        fallback = is_masked
+        part_rank = RANK_UNMASKED
+        if count > 0:
             rows = positions
-            idle = 0
             if dealt:
-                rows = tl.cumsum(chunk_open.to(tl.int32), 0) - 1
+                rows = tl.cumsum(is_open.to(tl.int32), 0) - 1
                 idle = programs - count * shares
             share = tl.arange(0, SPLITS)[None, :]
-            there = chunk_open[:, None] & (share < shares)
+            there = is_open[:, None] & (share < shares)
             first_ptrs = results_ptr + rows[:, None] * shares + share
             sums, bests = _await(first_ptrs, first_ptrs + words, counter_ptr, there, idle)
             tl.debug_barrier()  # several threads may wait for a word: all have seen it before one clears it
@@ -284,49 +376,52 @@ def post_process_kernel(
             confidence, candidate = _combine_shares(sums, bests)
             # In the order of confidences, which are not negative; then NaN, then what is not masked.
             rank = tl.where(confidence == confidence, confidence.to(tl.int32, bitcast=True), RANK_NAN)
-            rank = tl.where(chunk_masked, rank, RANK_UNMASKED)
-            chunk_rank = tl.max(rank, 0)
-            chunk_position = tl.min(tl.where(rank == chunk_rank, positions, L), 0)
-            accepting = accepting | ((chunk_rank >= 0) & (chunk_rank.to(tl.float32, bitcast=True) > threshold))
-            passed = chunk_masked & (confidence > threshold)
-            if DEALT:
-                fallback = (not accepting) & (positions == chunk_position)
-                if EDITED:  # a block may have open positions, and none that is masked
-                    fallback = fallback & chunk_masked
+            rank = tl.where(is_masked, rank, RANK_UNMASKED)
+            top_rank = tl.max(rank, 0)
+            top_position = tl.min(tl.where(rank == top_rank, positions, L), 0)
+            accepting = (top_rank >= 0) & (top_rank.to(tl.float32, bitcast=True) > threshold)
+            passed = is_masked & (confidence > threshold)
+            fallback = (not accepting) & (positions == top_position)
+            if EDITED:  # there may be open positions, and none that is masked
+                fallback = fallback & is_masked
+            if PARTED:
+                part_rank = tl.where(accepting, RANK_ACCEPTED, top_rank)
+            else:
                 passed = passed | fallback
-            elif (not accepting) & (chunk_rank > top_rank):
-                top_rank = chunk_rank
-                top_position = chunk_position
-                top_token = tl.sum(tl.where(positions == chunk_position, candidate, 0), 0)
             if EDITED:
                 differs = candidate.to(ids.dtype) != ids
-                passed = passed | (chunk_open & (ids != mask_id) & differs & (confidence > edit_threshold))
-        outputs = block * L + positions
+                passed = passed | (is_open & (ids != mask_id) & differs & (confidence > edit_threshold))
+        places = positions * parts + part if PARTED else positions
+        outputs = block * L + places
         if tokens_ptr is not None:
-            token = tl.load(ids_ptr + positions * stride_ids_l, mask=in_block, other=0)
-            token = tl.where(chunk_open, candidate.to(token.dtype), token)
-            tl.store(tokens_ptr + outputs, token.to(tokens_ptr.dtype.element_ty), mask=in_block)
+            token = tl.load(ids_ptr + positions * stride_ids_l, mask=in_part, other=0)
+            token = tl.where(is_open, candidate.to(token.dtype), token)
+            tl.store(tokens_ptr + outputs, token.to(tokens_ptr.dtype.element_ty), mask=in_part)
         tl.debug_barrier()  # several threads may hold a position: all have read its id before one writes it
         tl.store(ids_ptr + positions * stride_ids_l, candidate.to(ids_ptr.dtype.element_ty), mask=passed)
         if confidence_ptr is not None:
-            tl.store(confidence_ptr + outputs, tl.where(chunk_open, confidence, float("-inf")), mask=in_block)
+            tl.store(confidence_ptr + outputs, tl.where(is_open, confidence, float("-inf")), mask=in_part)
         if accepted_ptr is not None:
-            tl.store(accepted_ptr + outputs, passed, mask=in_block)
+            # Of the part's fallback `_fall_back` tells, alone: stores of two programs have no order.
+            told = in_part & ~fallback if PARTED else in_part
+            tl.store(accepted_ptr + outputs, passed, mask=told)
         if remaining_ptr is not None:
             if EDITED:
                 stays = tl.where(passed, candidate.to(ids.dtype), ids)
-                left += tl.sum((chunk_open & (stays == mask_id)).to(tl.int32), 0)
+                left += tl.sum((is_open & (stays == mask_id)).to(tl.int32), 0)
             else:
-                left += tl.sum((chunk_masked & ~(passed & (candidate != mask_id))).to(tl.int32), 0)
-        start += BLOCK_L
+                left += tl.sum((is_masked & ~(passed & (candidate != mask_id))).to(tl.int32), 0)
+        if PARTED:
+            _publish_part(counter_ptr, part_rank, places, fallback, candidate, left)
+        turn += BLOCK_L
 
-    if DEALT:
-        tl.store(counter_ptr, 0)
-    elif (not accepting) & (top_rank > RANK_UNMASKED):
-        tl.store(ids_ptr + top_position * stride_ids_l, top_token.to(ids_ptr.dtype.element_ty))
+    if PARTED:
+        if part != parts - 1:
+            tl.store(counter_ptr, 0)
+            return
         if accepted_ptr is not None:
-            tl.debug_barrier()  # another thread may have stored False there
-            tl.store(accepted_ptr + block * L + top_position, 1)
-        left -= (top_token != mask_id).to(tl.int32)
+            accepted_ptr += block * L
+        left = _fall_back(counter_ptr, idle, block_ids_ptr, block_stride_ids_l, mask_id, accepted_ptr, THREADS)
+    tl.store(counter_ptr, 0)
     if remaining_ptr is not None:
         tl.store(remaining_ptr + block, left)

@@ -83,11 +83,12 @@ def _ordered(values):
 @triton.jit
 def key_of(values, index):
     """Of all such keys the largest is that of the largest value, and of its lowest index."""
-    return _key_of_ordered(_ordered(values), index)
+    return key_of_ordered(_ordered(values), index)
 
 
 @triton.jit
-def _key_of_ordered(ordered, index):
+def key_of_ordered(ordered, index):
+    """`key_of` for what is ordered as integers are."""
     return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
 
 
@@ -507,7 +508,7 @@ def read_share(
     ordered = tl.reshape(_ordered(best), (THREADS // 32, 32))
     top = tl.max(ordered, 1)
     columns = tl.where(ordered == top[:, None], tl.reshape(column, (THREADS // 32, 32)), NO_TOKEN)
-    key = tl.max(_key_of_ordered(top, tl.min(columns, 1)), 0)
+    key = tl.max(key_of_ordered(top, tl.min(columns, 1)), 0)
     share_best = value_of(key)
     share_token = index_of(key)
     share_maximum = tl.max(maximum, 0) if EXCLUDED else tl.maximum(share_best, LOWEST)

@@ -27,7 +27,10 @@ OURS = [
 TOOLS = {"memcheck": [], "racecheck": OURS, "synccheck": OURS, "initcheck": []}
 CONTRACT = ["tests/test_post_process.py", "-k"]
 SETS = {
-    "quick": [*CONTRACT, "triton and (options_together or edits_of_odd_rows or many_short_blocks or outputs_alone)"],
+    "quick": [
+        *CONTRACT,
+        "triton and (options_together or edits_of_odd_rows or many_short_blocks or outputs_alone) or parts",
+    ],
     "whole": [*CONTRACT, "not cpu-cpu and not reference"],
     "batches": ["tests/test_batches.py", "-k", "advances or as_on_the_cpu"],
     "streams and graphs": ["tests/test_gpu.py", "-k", "graph or streams or workspace or fork"],
