@@ -201,6 +201,20 @@ def test_more_blocks_in_parts_than_a_launch_holds(in_parts, monkeypatch):
         call(make_case(1, 10, 900), "triton", DEVICE)
 
 
+def test_a_long_block_of_few_rows_stays_whole(monkeypatch):
+    """Its masked rows are dealt among all its programs, and 256 positions combined at once."""
+    monkeypatch.setattr(gpu, "INTERPRETED_PROCESSORS", 132)
+    plans, make_plan = [], gpu._Plan
+    monkeypatch.setattr(gpu, "_Plan", lambda *given: plans.append(make_plan(*given)) or plans[-1])
+    checks.check_layout.cache_clear()
+    case = make_case(1, 200, 3_000, threshold=0.5, masked_share=0.1, seed=200)
+    check(case, "triton", DEVICE)
+    case.threshold = 2.0
+    check(case, "triton", DEVICE)
+    checks.check_layout.cache_clear()
+    assert {plan.launches[0][1] for plan in plans} == {1}
+
+
 @each_backend
 def test_long_block(backend, device):
     """One block of many parts."""
