@@ -31,6 +31,19 @@ def pytest_configure() -> None:
     InterpreterBuilder.create_maxnumf = lambda self, left, right: self.binary_op(left, right, numpy.fmax)
 
 
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Those that the Triton backend makes for every layout that is met, none of them kept for other tests."""
+    from dllm_kernels import checks, gpu
+
+    made: list[Any] = []
+    make_plan = gpu._Plan
+    monkeypatch.setattr(gpu, "_Plan", lambda *given: made.append(make_plan(*given)) or made[-1])
+    checks.check_layout.cache_clear()
+    yield made
+    checks.check_layout.cache_clear()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
     """Beside each other, tests run one thread each; those that measure run alone, with all threads.

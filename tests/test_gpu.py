@@ -5,13 +5,11 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
-from unittest import mock
 
 import pytest
 import torch
 
 from dllm_kernels import (
-    checks,
     dllm_post_process_fused,
     dllm_post_process_reference,
     gpu,
@@ -327,17 +325,6 @@ def test_100_000_repetitions_agree(shape, threshold):
 # (B, L, V). Few rows are cut into as many shares as run at once, so they are the smaller part; three times a round.
 MANY_ROWS = ((64, 32, 1000), (16, 128, 5003), (700, 3, 2048), (8, 256, 30_000), (2048, 1, 777), (20, 32, 40_000))
 FEW_ROWS = ((4, 32, 20_011), (1, 32, 128_000), (2, 32, 50_257))
-
-
-@pytest.fixture
-def plans():
-    """Those of all layouts that are met."""
-    made = []
-    make_plan = gpu._Plan
-    checks.check_layout.cache_clear()
-    with mock.patch.object(gpu, "_Plan", side_effect=lambda *given: made.append(make_plan(*given)) or made[-1]):
-        yield made
-    checks.check_layout.cache_clear()
 
 
 def _cut(plan):

@@ -25,7 +25,7 @@ OURS = [
     part for name in ("post_process_kernel", "advance_kernel") for part in ("--kernel-name", f"kernel_substring={name}")
 ]
 TOOLS = {"memcheck": [], "racecheck": OURS, "synccheck": OURS, "initcheck": []}
-CONTRACT = ["tests/test_post_process.py", "-k"]
+CONTRACT = ["tests/test_post_process.py", "tests/test_parts.py", "-k"]
 SETS = {
     "quick": [
         *CONTRACT,
