@@ -43,6 +43,9 @@ from dllm_kernels.gpu.share import (
 # Words where there is no share: -inf and a sum of 0, -inf and no token.
 ABSENT_SUM = tl.constexpr(0xFF80000000000000 - 2**64)
 ABSENT_BEST = tl.constexpr(0xFF80000080000000 - 2**64)
+# Most positions whose shares the last program combines at once: of 256 they take 93 registers, with which two programs
+# fit on a processor, in halves 64, with which four do (H200, 256 positions: docs/kernel.md, "Long blocks").
+MAX_COMBINED = tl.constexpr(128)
 MOST_POLLS = tl.constexpr(2**27)  # a minute or two, after which what is waited for will not come
 # In the fallback, a confidence of NaN comes after every probability, and a row that is not masked after that.
 RANK_NAN = tl.constexpr(-1)
@@ -147,6 +150,38 @@ def _combine_shares(sums, bests):
     key = tl.max(key_of(_high(bests), bests.to(tl.int32) - 1), 1)  # NaN, all of the same bits, comes above all
     # Of an all -inf row this is 0 / 0, of one with NaN or +inf the total is NaN.
     return tl.exp(value_of(key) - shift) / total, index_of(key)
+
+
+@triton.jit
+def _collect_rows(
+    results_ptr, words, counter_ptr, idle, is_open, rows, shares, BLOCK_L: tl.constexpr, SPLITS: tl.constexpr
+):
+    """Wait for the shares of the rows of open positions and clear them; confidence and candidate of each (BLOCK_L,).
+
+    More than `MAX_COMBINED` positions come in halves, of even and of odd ones, one after the other.
+    """
+    if BLOCK_L > MAX_COMBINED:
+        HALF: tl.constexpr = BLOCK_L // 2
+        even_open, odd_open = tl.split(tl.reshape(is_open, (HALF, 2)))
+        even_rows, odd_rows = tl.split(tl.reshape(rows, (HALF, 2)))
+        confidence, candidate = _collect_rows(
+            results_ptr, words, counter_ptr, idle, even_open, even_rows, shares, HALF, SPLITS
+        )
+        odd_confidence, odd_candidate = _collect_rows(
+            results_ptr, words, counter_ptr, idle, odd_open, odd_rows, shares, HALF, SPLITS
+        )
+        confidence = tl.reshape(tl.join(confidence, odd_confidence), (BLOCK_L,))
+        candidate = tl.reshape(tl.join(candidate, odd_candidate), (BLOCK_L,))
+        return confidence, candidate
+    else:
+        share = tl.arange(0, SPLITS)[None, :]
+        there = is_open[:, None] & (share < shares)
+        first_ptrs = results_ptr + rows[:, None] * shares + share
+        sums, bests = _await(first_ptrs, first_ptrs + words, counter_ptr, there, idle)
+        tl.debug_barrier()  # several threads may wait for a word: all have seen it before one clears it
+        tl.store(first_ptrs, tl.zeros(there.shape, tl.int64), mask=there)
+        tl.store(first_ptrs + words, tl.zeros(there.shape, tl.int64), mask=there)
+        return _combine_shares(sums, bests)
 
 
 @triton.jit
@@ -366,14 +401,9 @@ def post_process_kernel(
             if dealt:
                 rows = tl.cumsum(is_open.to(tl.int32), 0) - 1
                 idle = programs - count * shares
-            share = tl.arange(0, SPLITS)[None, :]
-            there = is_open[:, None] & (share < shares)
-            first_ptrs = results_ptr + rows[:, None] * shares + share
-            sums, bests = _await(first_ptrs, first_ptrs + words, counter_ptr, there, idle)
-            tl.debug_barrier()  # several threads may wait for a word: all have seen it before one clears it
-            tl.store(first_ptrs, tl.zeros(there.shape, tl.int64), mask=there)
-            tl.store(first_ptrs + words, tl.zeros(there.shape, tl.int64), mask=there)
-            confidence, candidate = _combine_shares(sums, bests)
+            confidence, candidate = _collect_rows(
+                results_ptr, words, counter_ptr, idle, is_open, rows, shares, BLOCK_L, SPLITS
+            )
             # In the order of confidences, which are not negative; then NaN, then what is not masked.
             rank = tl.where(confidence == confidence, confidence.to(tl.int32, bitcast=True), RANK_NAN)
             rank = tl.where(is_masked, rank, RANK_UNMASKED)
