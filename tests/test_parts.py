@@ -108,3 +108,19 @@ def test_a_long_block_of_few_rows_stays_whole(plans, monkeypatch):
     case.threshold = 2.0
     check(case, "triton", DEVICE)
     assert {plan.launches[0][1] for plan in plans} == {1}
+
+
+@pytest.mark.parametrize("edit_threshold", [None, 0.0], ids=["", "edits"])
+@pytest.mark.parametrize("best", [77, 78])
+def test_positions_that_are_combined_in_halves_decide_together(plans, monkeypatch, best, edit_threshold):
+    """Rows of even and of odd positions tie, and the lowest is fallen back to."""
+    monkeypatch.setattr(gpu, "INTERPRETED_PROCESSORS", 132)
+    case = make_case(1, 130, 1_100, threshold=2.0, edit_threshold=edit_threshold, seed=130)
+    case.input_ids[0, 64:] = case.mask_id
+    case.logits /= 10  # so that no other row is as sure
+    tied = [best, best + 1, best + 4]
+    case.logits[0, tied] = torch.linspace(20, 0, 1_100)
+    outcome = check(case, "triton", DEVICE)
+    assert len(outcome.confidence[0, tied].unique()) == 1
+    assert outcome.accepted[0, 64:].nonzero().tolist() == [[best - 64]]
+    assert {plan.launches[0][1] for plan in plans} == {1}
