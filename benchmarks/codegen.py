@@ -73,6 +73,9 @@ VARIANTS = (
         "bfloat16, blocks of 300, many rows on any byte, all options": Variant(
             "bfloat16", 50257, options=True, many_rows=True, block_length=300
         ),
+        "float32, blocks of 256, few rows, no options": Variant("float32", block_length=256),
+        "float16, blocks of 256, few rows on any byte, no options": Variant("float16", 50257, block_length=256),
+        "bfloat16, edits, blocks of 256, no other options": Variant("bfloat16", edit_threshold=0.5, block_length=256),
     }
     | {
         # The longest that few rows come in whole, and in parts.

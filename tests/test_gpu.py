@@ -291,6 +291,7 @@ def test_streams_and_threads_at_once():
     [
         ((1, 32, 128_000), 0.7),
         ((16, 32, 4_000), 0.7),
+        ((1, 200, 20_000), 0.7),
         ((1, 1024, 2_000), 0.7),
         ((1, 1024, 2_000), 2.0),
         ((1, 9000, 40), 2.0),
@@ -324,7 +325,7 @@ def test_100_000_repetitions_agree(shape, threshold):
 
 # (B, L, V). Few rows are cut into as many shares as run at once, so they are the smaller part; three times a round.
 MANY_ROWS = ((64, 32, 1000), (16, 128, 5003), (700, 3, 2048), (8, 256, 30_000), (2048, 1, 777), (20, 32, 40_000))
-FEW_ROWS = ((4, 32, 20_011), (1, 32, 128_000), (2, 32, 50_257))
+FEW_ROWS = ((4, 32, 20_011), (1, 32, 128_000), (2, 32, 50_257), (1, 256, 30_000))
 
 
 def _cut(plan):

@@ -101,7 +101,7 @@ def test_more_blocks_in_parts_than_a_launch_holds(in_parts, monkeypatch):
 
 
 def test_a_long_block_of_few_rows_stays_whole(plans, monkeypatch):
-    """Its masked rows are dealt among all its programs, and 256 positions combined at once."""
+    """Its masked rows are dealt among all its programs, and 64 positions at a time combined."""
     monkeypatch.setattr(gpu, "INTERPRETED_PROCESSORS", 132)
     case = make_case(1, 200, 3_000, threshold=0.5, masked_share=0.1, seed=200)
     check(case, "triton", DEVICE)
@@ -110,17 +110,20 @@ def test_a_long_block_of_few_rows_stays_whole(plans, monkeypatch):
     assert {plan.launches[0][1] for plan in plans} == {1}
 
 
-@pytest.mark.parametrize("edit_threshold", [None, 0.0], ids=["", "edits"])
-@pytest.mark.parametrize("best", [77, 78])
-def test_positions_that_are_combined_in_halves_decide_together(plans, monkeypatch, best, edit_threshold):
-    """Rows of even and of odd positions tie, and the lowest is fallen back to."""
+@pytest.mark.parametrize(("length", "edited"), [(129, False), (130, True)], ids=["all masked", "edits beside a prompt"])
+def test_positions_that_are_combined_one_after_the_other_decide_together(plans, monkeypatch, length, edited):
+    """Rows tie wherever they stand, though each is the sum of several shares, and the lowest is fallen back to."""
     monkeypatch.setattr(gpu, "INTERPRETED_PROCESSORS", 132)
-    case = make_case(1, 130, 1_100, threshold=2.0, edit_threshold=edit_threshold, seed=130)
-    case.input_ids[0, 64:] = case.mask_id
+    case = make_case(1, length, 6_200, threshold=2.0, masked_share=1.0, seed=length)
     case.logits /= 10  # so that no other row is as sure
-    tied = [best, best + 1, best + 4]
-    case.logits[0, tied] = torch.linspace(20, 0, 1_100)
+    tied = [77, 78, 81, 128]
+    case.logits[0, tied] = torch.randn(6_200, generator=torch.Generator().manual_seed(1)) * 2
+    if edited:
+        case.edit_threshold = 1.0  # never passed
+        case.prompt_mask = torch.arange(length)[None] < 64
+        case.input_ids[0, 100:] = 7
     outcome = check(case, "triton", DEVICE)
     assert len(outcome.confidence[0, tied].unique()) == 1
-    assert outcome.accepted[0, 64:].nonzero().tolist() == [[best - 64]]
-    assert {plan.launches[0][1] for plan in plans} == {1}
+    assert outcome.accepted[0].nonzero().tolist() == [[77]]
+    ((programs, parts, *_),) = plans[0].launches
+    assert (programs, parts) == (4 * length, 1)

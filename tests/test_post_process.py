@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm_kernels import checks, cpu, dllm_post_process_fused, dllm_post_process_reference, gpu
+from dllm_kernels.gpu import share
 from tests.calls import ALL_OUTPUTS, BACKENDS, DEVICE, HAS_GPU, Case, call, check, make_case
 
 INF, NAN = math.inf, math.nan
@@ -300,6 +301,22 @@ def test_candidates_of_minus_infinity_beside_excluded_numbers(dtype):
     logits = torch.full((1, 2, 3000), -torch.inf)
     logits[0, :, :4] = 1.0
     case = Case(logits.to(dtype), torch.tensor([[-1, -1]]), -1, threshold=0.5, exclude_ids=(0, 1, 2, 3))
+    check(case, "triton", DEVICE)
+
+
+@each_dtype
+def test_shares_beyond_the_row_with_ids_excluded(dtype, monkeypatch):
+    """Of nine tiles in eight shares of two, three shares are empty. They are not taken for such as hold nothing but
+    excluded ids, which are read again."""
+    vocab = 8 * 65_536 // torch.finfo(dtype).bits + 7  # a tile is of 8 KiB
+    logits = torch.randn(1, 3, vocab, generator=torch.Generator().manual_seed(5)) * 2
+    case = Case(logits.to(dtype), torch.tensor([[-1, -1, -1]]), -1, threshold=0.5, exclude_ids=(0, 1, 2, vocab - 1))
+    if not HAS_GPU:  # where it can be seen
+        with monkeypatch.context() as patched:
+            patched.setattr(share, "_reread_share", lambda *_: pytest.fail("a share was read again"))
+            check(case, "triton", DEVICE)
+    case.logits[0, 1:] = -torch.inf
+    case.logits[0, 2, [0, 1, 2, vocab - 1]] = 1.0
     check(case, "triton", DEVICE)
 
 

@@ -22,10 +22,13 @@ MAX_GRID = 2**16 - 1  # of a launch's second and third dimension: a block's part
 # Few rows are split into as many programs as run at the same time; for many see ROUNDS.
 PROGRAMS_PER_PROCESSOR = 4
 INTERPRETED_PROCESSORS = 16  # that Triton's interpreter is taken to have
+# A thread's, with which so many programs of eight warps fit on a processor of NVIDIA's. Few rows with ids excluded are
+# held to it, but for float32 on 16 bytes: left alone they take 74 to 117 where 16 bits lie on any byte or edits are
+# made too (sm_90), two or three programs fit, and four blocks that are edited take 19.9 us instead of 13.6 on an H200.
+REGISTERS = 64
 # Most positions of a part: blocks that are longer than a configuration takes whole have several, of about the same
-# length. What the last program combines takes registers, for more positions so many that the kernel no longer fills the
-# GPU. Few positions are rounded up until every thread has a share of its own: threads that hold copies write the same
-# shared memory at once.
+# length. Parts of 64 or 128 are 2 to 38 % slower (docs/kernel.md). Few positions are rounded up until every thread has
+# a share of its own: threads that hold copies write the same shared memory at once.
 MAX_PART_L = 32
 MAX_VOCAB = 2**30  # so that columns and tile ends fit int32
 
@@ -51,9 +54,8 @@ CONFIGS = (
     # One tile: a share more would only be one more partial result to combine.
     Config(max_vocab=1024, max_splits=1, num_warps=4, vectors=1, early=False, whole=32),
     # 1x32x128000 fp16 with warm L2 4.5 us (read early: 4.8 without; 4 splits of 16 warps: 0.6 more), cold 6.2.
-    # In parts rows keep their shares, so that the fewer are masked, the fewer programs have work: on an H200 256
-    # positions take about 22 us instead of 24 where all are masked, 19 instead of 16 half masked, 14 instead of 9 with
-    # 6 % masked.
+    # In parts rows keep their shares, so that the fewer are masked, the fewer programs have work: of 256 positions 6 %
+    # masked take 14 us instead of 8 (H200, docs/kernel.md).
     Config(max_vocab=MAX_VOCAB, max_splits=8, num_warps=8, vectors=2, early=True, whole=256),
 )
 # Where rows alone fill the GPU, by bytes of a logit, so that a tile is of 2048 logits: 128x32x157184 bf16 takes 426 us
@@ -151,6 +153,8 @@ class _Plan:
             0 if thresholds is None else thresholds.stride(0),
         )
         self.warps = config.num_warps
+        is_held = excluded and config.early and not (aligned and logits.dtype == torch.float32)
+        self.max_registers = REGISTERS if is_held else None
         self.constants = (
             excluded,
             alignment,
@@ -189,14 +193,15 @@ _NONE_EXCLUDED: tuple[int, ...] = (-1, -1, -1, -1)
 _NO_POINTERS: tuple[int | None, ...] = (None,) * 6
 
 
+def _is_for_nvidia() -> bool:
+    return not INTERPRETED and triton.runtime.driver.active.get_current_target().backend == "cuda"
+
+
 def can_depend() -> bool:
     """Whether a launch may begin while the one before is about to end: programmatic dependent launch, from sm_90 on
     (CUDA C++ programming guide).
     """
-    if INTERPRETED:
-        return False
-    target = triton.runtime.driver.active.get_current_target()
-    return bool(target.backend == "cuda" and target.arch >= 90)
+    return _is_for_nvidia() and triton.runtime.driver.active.get_current_target().arch >= 90
 
 
 def post_process(
@@ -276,7 +281,9 @@ def post_process(
     before, after = _runtime.launch_enter_hook, _runtime.launch_exit_hook
     if plan.launch is None or getattr(before, "calls", before) or getattr(after, "calls", after):
         dependent = can_depend()
-        options = {"launch_pdl": True} if dependent else {}
+        options: dict[str, Any] = {"launch_pdl": True} if dependent else {}
+        if plan.max_registers is not None and _is_for_nvidia():
+            options["maxnreg"] = plan.max_registers
         for *grid, first_block in plan.launches:
             compiled = post_process_kernel[tuple(grid)](
                 logits, input_ids, prompt_mask, thresholds, *outputs, workspace, mask_id, number,

@@ -43,9 +43,6 @@ from dllm_kernels.gpu.share import (
 # Words where there is no share: -inf and a sum of 0, -inf and no token.
 ABSENT_SUM = tl.constexpr(0xFF80000000000000 - 2**64)
 ABSENT_BEST = tl.constexpr(0xFF80000080000000 - 2**64)
-# Most positions whose shares the last program combines at once: of 256 they take 93 registers, with which two programs
-# fit on a processor, in halves 64, with which four do. On an H200 the latter is up to 20 % faster (docs/kernel.md).
-MAX_COMBINED = tl.constexpr(128)
 MOST_POLLS = tl.constexpr(2**27)  # a minute or two, after which what is waited for will not come
 # In the fallback, a confidence of NaN comes after every probability, and a row that is not masked after that.
 RANK_NAN = tl.constexpr(-1)
@@ -154,24 +151,25 @@ def _combine_shares(sums, bests):
 
 @triton.jit
 def _collect_rows(
-    results_ptr, words, counter_ptr, idle, is_open, rows, shares, BLOCK_L: tl.constexpr, SPLITS: tl.constexpr
-):
+    results_ptr, words, counter_ptr, idle, is_open, rows, shares, BLOCK_L: tl.constexpr, SPLITS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):  # fmt: skip
     """Wait for the shares of the rows of open positions and clear them; confidence and candidate of each (BLOCK_L,).
 
-    More than `MAX_COMBINED` positions come in halves, of even and of odd ones, one after the other.
+    More positions than are combined `AT_ONCE` come in halves, of even and of odd ones, one after the other.
     """
-    if BLOCK_L > MAX_COMBINED:
+    if BLOCK_L > AT_ONCE:
         HALF: tl.constexpr = BLOCK_L // 2
         even_open, odd_open = tl.split(tl.reshape(is_open, (HALF, 2)))
         even_rows, odd_rows = tl.split(tl.reshape(rows, (HALF, 2)))
-        confidence, candidate = _collect_rows(
-            results_ptr, words, counter_ptr, idle, even_open, even_rows, shares, HALF, SPLITS
+        even_confidence, even_candidate = _collect_rows(
+            results_ptr, words, counter_ptr, idle, even_open, even_rows, shares, HALF, SPLITS, AT_ONCE
         )
         odd_confidence, odd_candidate = _collect_rows(
-            results_ptr, words, counter_ptr, idle, odd_open, odd_rows, shares, HALF, SPLITS
+            results_ptr, words, counter_ptr, idle, odd_open, odd_rows, shares, HALF, SPLITS, AT_ONCE
         )
-        confidence = tl.reshape(tl.join(confidence, odd_confidence), (BLOCK_L,))
-        candidate = tl.reshape(tl.join(candidate, odd_candidate), (BLOCK_L,))
+        confidence = tl.reshape(tl.join(even_confidence, odd_confidence), (BLOCK_L,))
+        candidate = tl.reshape(tl.join(even_candidate, odd_candidate), (BLOCK_L,))
         return confidence, candidate
     else:
         share = tl.arange(0, SPLITS)[None, :]
@@ -304,6 +302,9 @@ def post_process_kernel(
     TILE: tl.constexpr = THREADS * WIDTH * VECTORS
     ALIGNED: tl.constexpr = ALIGNMENT > 1
     EDITED: tl.constexpr = edit_threshold is not None
+    # Of 256 positions at once the last program's combining takes 93 registers and more (sm_90), with which two programs
+    # fit on a processor; of 64 at most 64, mostly, with which four do (docs/kernel.md, "Long blocks").
+    AT_ONCE: tl.constexpr = BLOCK_L if BLOCK_L <= 128 else 64
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     block = first_block + tl.program_id(2)
@@ -402,7 +403,7 @@ def post_process_kernel(
                 rows = tl.cumsum(is_open.to(tl.int32), 0) - 1
                 idle = programs - count * shares
             confidence, candidate = _collect_rows(
-                results_ptr, words, counter_ptr, idle, is_open, rows, shares, BLOCK_L, SPLITS
+                results_ptr, words, counter_ptr, idle, is_open, rows, shares, BLOCK_L, SPLITS, AT_ONCE
             )
             # In the order of confidences, which are not negative; then NaN, then what is not masked.
             rank = tl.where(confidence == confidence, confidence.to(tl.int32, bitcast=True), RANK_NAN)

@@ -446,12 +446,12 @@ def read_share(
     dtype: tl.constexpr = row_ptr.dtype.element_ty
     # The next tile is asked for before a tile is worked on, but in a loop of one block of instructions ptxas does so
     # late, when the registers of the tile before are free (docs/kernel.md). After a branch it comes first, for eight
-    # moves a tile. Two tiles in one block take no moves, and are faster where shares have few tiles, which are read
-    # early; of float32 with a second tile on its way. Of 16 bits with ids excluded they would take up to 104 registers,
-    # of which 64 fit. Copies need no branch; two tiles in one block save arithmetic, but spill with ids excluded.
+    # moves a tile, and of 16 bits with ids excluded for more registers than there are. Two tiles in one block take no
+    # moves, and are faster where shares have few tiles, which are read early; of float32 with a second tile on its way.
+    # Copies need no branch; two tiles in one block save arithmetic, but spill with ids excluded.
     COPIED: tl.constexpr = is_copied(ALIGNED, VECTORS, EARLY)
     TWO_AHEAD: tl.constexpr = EARLY and ALIGNED and dtype == tl.float32
-    BY_TWO: tl.constexpr = TWO_AHEAD or (not EXCLUDED and (COPIED or (EARLY and ALIGNED)))
+    BY_TWO: tl.constexpr = (EARLY and ALIGNED) or (COPIED and not EXCLUDED)
     BRANCHES: tl.constexpr = EARLY if dtype == tl.float32 else not (EXCLUDED or BY_TWO)
     maximum = tl.full((THREADS,), LOWEST, tl.float32)
     shift = maximum * LOG2E
@@ -520,8 +520,8 @@ def read_share(
     nothing = share_best == float("-inf")
     extreme = (tl.abs(share_maximum) > MAX_SCALED_LOGIT) & ~nothing
     share_maximum = tl.where(nothing, float("-inf"), share_maximum)
-    if EXCLUDED:  # a vector may hold nothing but excluded ids, which shows where all candidates are -inf
-        extreme = extreme | nothing
+    if EXCLUDED:  # a vector may hold nothing but excluded ids, which shows where all candidates of a share are -inf
+        extreme = extreme | (nothing & (first < V))
     if (share_sum != share_sum) | extreme:
         offs = tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
         share_maximum, share_sum, share_best, share_token = _reread_share(
