@@ -43,6 +43,7 @@ class Variant(NamedTuple):
     edit_threshold: float | None = None
     block_length: int = 32
     ids: str = "int64"
+    as_sglang: bool = False  # a prompt mask, an excluded id and `accepted`, as SGLang's plug-in asks for
 
 
 VARIANTS = (
@@ -76,6 +77,13 @@ VARIANTS = (
         "float32, blocks of 256, few rows, no options": Variant("float32", block_length=256),
         "float16, blocks of 256, few rows on any byte, no options": Variant("float16", 50257, block_length=256),
         "bfloat16, edits, blocks of 256, no other options": Variant("bfloat16", edit_threshold=0.5, block_length=256),
+        "float32, blocks of 256, few rows, all options": Variant("float32", options=True, block_length=256),
+        "float16, blocks of 256, few rows on any byte, all options": Variant(
+            "float16", 50257, options=True, block_length=256
+        ),
+        "float32, as SGLang": Variant("float32", as_sglang=True),
+        "bfloat16, as SGLang": Variant("bfloat16", as_sglang=True),
+        "bfloat16, edits, as SGLang": Variant("bfloat16", edit_threshold=0.5, as_sglang=True),
     }
     | {
         # The longest that few rows come in whole, and in parts.
@@ -226,10 +234,13 @@ def call(variant: Variant) -> None:
     ids = torch.empty(blocks, length, dtype=getattr(torch, variant.ids))
     # Old commits have no such argument.
     edits = {} if variant.edit_threshold is None else {"edit_threshold": variant.edit_threshold}
-    if not variant.options:
+    if not (variant.options or variant.as_sglang):
         gpu.post_process(logits, ids, 5, 0.9, None, (), (None, None, None, None), None, {}, **edits)
         return
     bools = torch.empty_like(ids, dtype=torch.bool)
+    if variant.as_sglang:
+        gpu.post_process(logits, ids, 5, 0.9, bools, (1,), (None, None, bools.clone(), None), None, {}, **edits)
+        return
     outputs = (torch.empty(1, length), ids.clone(), bools.clone(), torch.empty(1, dtype=torch.int32))
     gpu.post_process(logits, ids, 5, torch.empty(1), bools, (1,), outputs, None, {}, **edits)
 

@@ -50,6 +50,24 @@ def test_what_is_launched_directly(monkeypatch, triton_version, hip, launcher, d
     assert plan.launch is (compiled.run.launch if directly else None)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "vocab", "excluded", "rows", "registers"),
+    [
+        (torch.float16, 12_800, True, 32, gpu.REGISTERS),
+        (torch.bfloat16, 5_025, True, 32, gpu.REGISTERS),
+        (torch.float32, 5_025, True, 32, gpu.REGISTERS),
+        (torch.float32, 12_800, True, 32, None),
+        (torch.float16, 5_025, False, 32, None),
+        (torch.float16, 5_025, True, 1000, None),
+        (torch.float16, 1_000, True, 32, None),
+    ],
+    ids=["16 bits", "any byte", "any byte, float32", "float32", "no ids", "many rows", "a short row"],
+)
+def test_few_rows_with_ids_excluded_are_held_to_registers(dtype, vocab, excluded, rows, registers):
+    logits, ids = torch.zeros(1, rows, vocab, dtype=dtype), torch.zeros(1, rows, dtype=torch.int64)
+    assert gpu._Plan(logits, ids, True, None, None, excluded).max_registers == registers
+
+
 OPTIONS = {
     "prompt_mask": lambda ids: torch.zeros_like(ids, dtype=torch.bool),
     "exclude_ids": lambda ids: (1,),

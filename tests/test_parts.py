@@ -113,7 +113,7 @@ def test_a_long_block_of_few_rows_stays_whole(plans, monkeypatch):
 @pytest.mark.parametrize(("length", "edited"), [(129, False), (130, True)], ids=["all masked", "edits beside a prompt"])
 def test_positions_that_are_combined_one_after_the_other_decide_together(plans, monkeypatch, length, edited):
     """Rows tie wherever they stand, though each is the sum of several shares, and the lowest is fallen back to."""
-    monkeypatch.setattr(gpu, "INTERPRETED_PROCESSORS", 132)
+    monkeypatch.setattr(gpu, "programs_at_once", lambda device: 528)
     case = make_case(1, length, 6_200, threshold=2.0, masked_share=1.0, seed=length)
     case.logits /= 10  # so that no other row is as sure
     tied = [77, 78, 81, 128]

@@ -305,12 +305,16 @@ def test_candidates_of_minus_infinity_beside_excluded_numbers(dtype):
 
 
 @each_dtype
-def test_shares_beyond_the_row_with_ids_excluded(dtype, monkeypatch):
-    """Of nine tiles in eight shares of two, three shares are empty. They are not taken for such as hold nothing but
-    excluded ids, which are read again."""
-    vocab = 8 * 65_536 // torch.finfo(dtype).bits + 7  # a tile is of 8 KiB
-    logits = torch.randn(1, 3, vocab, generator=torch.Generator().manual_seed(5)) * 2
-    case = Case(logits.to(dtype), torch.tensor([[-1, -1, -1]]), -1, threshold=0.5, exclude_ids=(0, 1, 2, vocab - 1))
+@pytest.mark.parametrize(("more", "length", "masked"), [(7, 3, 3), (0, 16, 9)], ids=["nine tiles", "eight, rows dealt"])
+def test_shares_beyond_the_row_with_ids_excluded(dtype, monkeypatch, more, length, masked):
+    """Nine tiles in eight shares of two leave three empty, and so do eight tiles in seven, where one begins at the end
+    of the row. They are not taken for such as hold nothing but excluded ids, which are read again."""
+    monkeypatch.setattr(gpu, "programs_at_once", lambda device: 64)
+    vocab = 8 * 65_536 // torch.finfo(dtype).bits + more  # a tile is of 8 KiB
+    logits = torch.randn(1, length, vocab, generator=torch.Generator().manual_seed(5)) * 2
+    ids = torch.full((1, length), 7)
+    ids[:, :masked] = -1
+    case = Case(logits.to(dtype), ids, -1, threshold=0.5, exclude_ids=(0, 1, 2, vocab - 1))
     if not HAS_GPU:  # where it can be seen
         with monkeypatch.context() as patched:
             patched.setattr(share, "_reread_share", lambda *_: pytest.fail("a share was read again"))

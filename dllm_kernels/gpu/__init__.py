@@ -23,8 +23,9 @@ MAX_GRID = 2**16 - 1  # of a launch's second and third dimension: a block's part
 PROGRAMS_PER_PROCESSOR = 4
 INTERPRETED_PROCESSORS = 16  # that Triton's interpreter is taken to have
 # A thread's, with which so many programs of eight warps fit on a processor of NVIDIA's. Few rows with ids excluded are
-# held to it, but for float32 on 16 bytes: left alone they take 74 to 117 where 16 bits lie on any byte or edits are
-# made too (sm_90), two or three programs fit, and four blocks that are edited take 19.9 us instead of 13.6 on an H200.
+# held to it, but for float32 on 16 bytes: left alone, 16 bits on any byte take 103 to 117 and some calls on 16 bytes 79
+# (sm_90), so that two or three programs fit; 12x32x50257 then takes 26.0 us instead of 19.7 (H200). On other GPUs it
+# has not been measured; on sm_120 rows on any byte spill up to 33 registers for it.
 REGISTERS = 64
 # Most positions of a part: blocks that are longer than a configuration takes whole have several, of about the same
 # length. Parts of 64 or 128 are 2 to 38 % slower (docs/kernel.md). Few positions are rounded up until every thread has

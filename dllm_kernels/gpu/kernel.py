@@ -303,7 +303,7 @@ def post_process_kernel(
     ALIGNED: tl.constexpr = ALIGNMENT > 1
     EDITED: tl.constexpr = edit_threshold is not None
     # Of 256 positions at once the last program's combining takes 93 registers and more (sm_90), with which two programs
-    # fit on a processor; of 64 at most 64, mostly, with which four do (docs/kernel.md, "Long blocks").
+    # fit on a processor; of 64 at a time 64, or with edits and outputs up to 79 (docs/kernel.md, "Long blocks").
     AT_ONCE: tl.constexpr = BLOCK_L if BLOCK_L <= 128 else 64
     program = tl.program_id(0)
     programs = tl.num_programs(0)

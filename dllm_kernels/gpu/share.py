@@ -446,7 +446,7 @@ def read_share(
     dtype: tl.constexpr = row_ptr.dtype.element_ty
     # The next tile is asked for before a tile is worked on, but in a loop of one block of instructions ptxas does so
     # late, when the registers of the tile before are free (docs/kernel.md). After a branch it comes first, for eight
-    # moves a tile, and of 16 bits with ids excluded for more registers than there are. Two tiles in one block take no
+    # moves a tile, and of 16 bits with ids excluded for more than 64 registers. Two tiles in one block take no
     # moves, and are faster where shares have few tiles, which are read early; of float32 with a second tile on its way.
     # Copies need no branch; two tiles in one block save arithmetic, but spill with ids excluded.
     COPIED: tl.constexpr = is_copied(ALIGNED, VECTORS, EARLY)
@@ -520,7 +520,9 @@ def read_share(
     nothing = share_best == float("-inf")
     extreme = (tl.abs(share_maximum) > MAX_SCALED_LOGIT) & ~nothing
     share_maximum = tl.where(nothing, float("-inf"), share_maximum)
-    if EXCLUDED:  # a vector may hold nothing but excluded ids, which shows where all candidates of a share are -inf
+    if EXCLUDED:
+        # A vector may hold nothing but excluded ids, which shows where all candidates of a share are -inf. A share that
+        # lies beyond the row has none either, and is right as it is.
         extreme = extreme | (nothing & (first < V))
     if (share_sum != share_sum) | extreme:
         offs = tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
