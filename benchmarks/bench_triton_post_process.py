@@ -84,7 +84,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help="BLOCKSxPOSITIONSxVOCABULARY-DTYPE-PERCENT_MASKED[-warm], any; may be repeated",
     )  # fmt: skip
     what.add_argument("--show", type=Path, metavar="FILE", help="a record's table again; nothing is measured")
-    what.add_argument("--ncu", metavar="NAME", help="one fused call of a workload, for Nsight Compute: see below")
+    what.add_argument(
+        "--ncu", nargs="?", const="1x32x128000-fp16-100", metavar="NAME",
+        help="one fused call of a workload (default 1x32x128000-fp16-100), for Nsight Compute: see below",
+    )  # fmt: skip
     parser.add_argument(
         "--peer", action="append", default=[], metavar="FILE.py:FUNCTION",
         help="measure this as well, called with logits (B, L, V), input_ids (B, L), mask_id and threshold, of which it "

@@ -43,7 +43,7 @@ class Variant(NamedTuple):
     edit_threshold: float | None = None
     block_length: int = 32
     ids: str = "int64"
-    as_sglang: bool = False  # a prompt mask, an excluded id and `accepted`, as SGLang's plug-in asks for
+    engine: str | None = None  # whose plug-in's optional arguments: "SGLang" or "diffusers", whose step edits
 
 
 VARIANTS = (
@@ -81,9 +81,11 @@ VARIANTS = (
         "float16, blocks of 256, few rows on any byte, all options": Variant(
             "float16", 50257, options=True, block_length=256
         ),
-        "float32, as SGLang": Variant("float32", as_sglang=True),
-        "bfloat16, as SGLang": Variant("bfloat16", as_sglang=True),
-        "bfloat16, edits, as SGLang": Variant("bfloat16", edit_threshold=0.5, as_sglang=True),
+        "float32, as SGLang": Variant("float32", engine="SGLang"),
+        "bfloat16, as SGLang": Variant("bfloat16", engine="SGLang"),
+        "bfloat16, edits, as SGLang": Variant("bfloat16", edit_threshold=0.5, engine="SGLang"),
+        "float32, many rows, as SGLang": Variant("float32", many_rows=True, engine="SGLang"),
+        "bfloat16, as diffusers": Variant("bfloat16", edit_threshold=0.5, engine="diffusers"),
     }
     | {
         # The longest that few rows come in whole, and in parts.
@@ -234,15 +236,20 @@ def call(variant: Variant) -> None:
     ids = torch.empty(blocks, length, dtype=getattr(torch, variant.ids))
     # Old commits have no such argument.
     edits = {} if variant.edit_threshold is None else {"edit_threshold": variant.edit_threshold}
-    if not (variant.options or variant.as_sglang):
+    if not variant.options and variant.engine is None:
         gpu.post_process(logits, ids, 5, 0.9, None, (), (None, None, None, None), None, {}, **edits)
         return
     bools = torch.empty_like(ids, dtype=torch.bool)
-    if variant.as_sglang:
-        gpu.post_process(logits, ids, 5, 0.9, bools, (1,), (None, None, bools.clone(), None), None, {}, **edits)
-        return
-    outputs = (torch.empty(1, length), ids.clone(), bools.clone(), torch.empty(1, dtype=torch.int32))
-    gpu.post_process(logits, ids, 5, torch.empty(1), bools, (1,), outputs, None, {}, **edits)
+    confidence, tokens, accepted, remaining = (
+        torch.empty(1, length), ids.clone(), bools.clone(), torch.empty(1, dtype=torch.int32),
+    )  # fmt: skip
+    arguments: dict[str | None, tuple[Any, ...]] = {
+        None: (torch.empty(1), bools, (confidence, tokens, accepted, remaining)),
+        "SGLang": (0.9, bools, (None, None, accepted, None)),
+        "diffusers": (0.9, None, (confidence, tokens, accepted, None)),
+    }
+    threshold, prompt_mask, outputs = arguments[variant.engine]
+    gpu.post_process(logits, ids, 5, threshold, prompt_mask, (1,), outputs, None, {}, **edits)
 
 
 def advance() -> None:

@@ -745,8 +745,9 @@ def test_a_seed_that_no_generator_takes_is_refused(capsys, seed):
 
 
 @pytest.mark.skipif(HAS_GPU, reason="needs a machine without a GPU")
-def test_nsight_compute_needs_a_gpu(capsys):
-    assert cli.main(["--ncu", SMALL]) == 2
+@pytest.mark.parametrize("workload", [(), (SMALL,)], ids=["the default", "a name"])
+def test_nsight_compute_needs_a_gpu(capsys, workload):
+    assert cli.main(["--ncu", *workload]) == 2
     assert "error: --ncu: expected a CUDA GPU to profile on; there is none here" in capsys.readouterr().err
 
 
